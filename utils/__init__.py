@@ -1,0 +1,1 @@
+"""What several programs share, one noun a file."""
