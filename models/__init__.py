@@ -1,0 +1,54 @@
+"""Learned image compression models: names, constructors, loading.
+
+model = build_model("dcae")                      # the paper's full-size model, fresh weights
+model = build_model("dcae", msfa=0)              # any size is an argument
+model = load_model("dcae_0.0130.pth.tar")        # model and size are found out from the file
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from models.base import SliceCompressionModel
+    from models.dcae import DCAE
+    from models.icwem import ICWEM
+    from models.tcm import TCM
+
+__all__ = ["DCAE", "ICWEM", "MODELS", "TCM", "build_model", "load_model"]
+
+_HOMES = {"DCAE": "models.dcae", "TCM": "models.tcm", "ICWEM": "models.icwem", "load_model": "models.loading"}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a model when it is first asked for: TCM and ICWEM need CompressAI's layers, which take seconds to load."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'models' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def _construct(class_name: str, **options: Any) -> SliceCompressionModel:
+    return __getattr__(class_name)(**options)
+
+
+MODELS = {
+    "dcae": partial(_construct, "DCAE"),
+    "dcae-ablation": partial(_construct, "DCAE", depths=(0, 0, 4)),
+    "tcm-small": partial(_construct, "TCM", N=64),
+    "tcm-middle": partial(_construct, "TCM", N=96),
+    "tcm-large": partial(_construct, "TCM", N=128),
+    "icwem": partial(_construct, "ICWEM"),
+}
+
+
+def build_model(name: str, **options: Any) -> SliceCompressionModel:
+    """A freshly initialised model; `options` are arguments of its class.
+
+    Raises ValueError for a name that is not in MODELS, TypeError for an option that the model does not have.
+    """
+    if name not in MODELS:
+        raise ValueError(f"unknown model {name!r}; there are {', '.join(MODELS)}")
+    return MODELS[name](**options)

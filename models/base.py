@@ -1,0 +1,335 @@
+"""The whole flow of a slice compression model on one page.
+
+    x ->[analysis]-> y ->[h_a]-> z ->[factorized prior]-> z_hat ->[hyper_synthesis]-> latent scales, latent means
+    for slice i of y:  support  = slice_support(hyper features, slices before i)
+                       mu, sigma = cc_mean_transforms[i](support), cc_scale_transforms[i](support)
+                       y_hat_i  = coder(y_i, mu, sigma)          <- training, encoding and decoding differ here only
+                       y_hat_i += 0.5 * tanh(lrp_transforms[i](support, y_hat_i))
+    y_hat ->[synthesis]-> x_hat
+
+"Channel-wise Autoregressive Entropy Models for Learned Image Compression" (Minnen and Singh, ICIP 2020,
+arXiv:2007.08739), as DCAE, TCM and ICWEM use it. A model is its transforms plus two hooks, `hyper_synthesis` and
+`slice_support`; where the latent is not g_a's output alone, also `analysis` and `synthesis`.
+
+Frozen names: `g_a`, `g_s` analysis and synthesis transform; `h_a` hyper-analysis; `cc_*_transforms` the networks of the
+slices' means and scales; `lrp_transforms` latent residual prediction.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.coders import (
+    DecodingCoder,
+    EncodingCoder,
+    EstimatingCoder,
+    SymbolCheck,
+    get_symbols,
+    put_symbols,
+    round_straight_through,
+)
+from models.layers.convolution import conv
+from models.layers.entropy_models import EntropyBottleneck, GaussianConditional
+from models.layers.gain import QUALITY_MAX, QUALITY_MIN, GainUnit
+from models.portable import portable_copy
+
+STRIDE_Y, STRIDE_Z = 16, 64  # pixels a latent position covers, in y and in z
+ARITHMETICS = ("fp64", "fp32", "published")
+
+
+class EntropyParameters(nn.Sequential):
+    """Support -> means, scales or residuals of one slice: three 3x3 convolutions with GELU between.
+
+    The last layer leaves autocast: its output decides what the entropy coder does.
+    """
+
+    def __init__(self, in_channels: int, widths: Sequence[int], out_channels: int) -> None:
+        first, second = widths
+        super().__init__(
+            conv(in_channels, first), nn.GELU(), conv(first, second), nn.GELU(), conv(second, out_channels)
+        )
+
+    def forward(self, support: Tensor) -> Tensor:
+        """(B, in_channels, h, w) -> (B, out_channels, h, w)."""
+        *hidden_layers, last = self
+        for layer in hidden_layers:
+            support = layer(support)
+        with torch.autocast(support.device.type, enabled=False):
+            return last(support.to(last.weight.dtype))
+
+
+class SliceCompressionModel(nn.Module):
+    """What all models share. Subclasses build the modules named above, then call `build_entropy_models`.
+
+    Arguments: `config`, the constructor's arguments, recorded in checkpoints; `M`, channels of y; `hyper_channels`,
+    channels of z; `slices`, into how many y is cut; `windows`, window sides of the transforms and of the hyper-prior.
+    """
+
+    model_name: str
+    transform_names: tuple[str, ...] = ("g_a", "g_s", "h_a")  # not on the path from z_hat to the scales
+
+    def __init__(
+        self,
+        config: dict[str, Any],
+        M: int,
+        hyper_channels: int,
+        slices: int,
+        windows: tuple[int, int],
+        variable_rate: bool,
+    ) -> None:
+        super().__init__()
+        if M % slices:
+            raise ValueError(f"M = {M} channels do not divide into {slices} slices")
+        self.config = config
+        self.M, self.hyper_channels, self.slices, self.slice_channels = M, hyper_channels, slices, M // slices
+        # A map is a whole number of windows: 16 to y times the window, 32 to h_a's attention times its window.
+        self.size_multiple = max(STRIDE_Y * windows[0], STRIDE_Z // 2 * windows[1], STRIDE_Z)
+        self.variable_rate = variable_rate
+        if variable_rate:
+            self.gain = GainUnit(M)
+        self._derived: dict[str, Any] = {}  # what follows from the weights: portable copies, fingerprint
+
+    def build_slice_networks(self, support_channels: Sequence[int], widths: Sequence[int]) -> None:
+        """The mean, scale and residual networks of every slice; `support_channels[i]` is the width of support i."""
+        step = self.slice_channels
+        self.cc_mean_transforms = nn.ModuleList(EntropyParameters(c, widths, step) for c in support_channels)
+        self.cc_scale_transforms = nn.ModuleList(EntropyParameters(c, widths, step) for c in support_channels)
+        self.lrp_transforms = nn.ModuleList(EntropyParameters(c + step, widths, step) for c in support_channels)
+
+    # ---- what a model supplies -------------------------------------------------------------------------------------
+
+    def analysis(self, x: Tensor) -> Tensor:
+        """Image (B, 3, H, W) in [0, 1] -> y (B, M, H/16, W/16)."""
+        return self.g_a(x)
+
+    def synthesis(self, y_hat: Tensor) -> Tensor:
+        """y_hat (B, M, h, w) -> image (B, 3, 16h, 16w), not clamped."""
+        return self.g_s(y_hat)
+
+    def hyper_synthesis(self, z_hat: Tensor) -> tuple[Tensor, Tensor]:
+        """z_hat (B, hyper_channels, h/4, w/4) -> latent scales and latent means, (B, M, h, w) each."""
+        raise NotImplementedError
+
+    def slice_support(self, i: int, scales: Tensor, means: Tensor, decoded: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """What is known before slice i: supports of its means and of its scales, (B, support_channels[i], h, w)."""
+        raise NotImplementedError
+
+    # ---- the slice loop --------------------------------------------------------------------------------------------
+
+    def code_slices(self, z_hat: Tensor, y: Tensor | None, coder) -> Tensor:
+        """Run `coder` over the slices of y (None when decoding); return y_hat (B, M, h, w)."""
+        scales, means = self.hyper_synthesis(z_hat)
+        y_slices = [None] * self.slices if y is None else y.chunk(self.slices, 1)
+        decoded: list[Tensor] = []
+        for i, y_i in enumerate(y_slices):
+            mean_support, scale_support = self.slice_support(i, scales, means, decoded)
+            mu = self.cc_mean_transforms[i](mean_support)  # (B, M / slices, h, w)
+            sigma = self.cc_scale_transforms[i](scale_support)
+            with torch.autocast(mu.device.type, enabled=False):
+                y_hat_i = coder(y_i, mu, sigma)
+            residual = self.lrp_transforms[i](torch.cat([mean_support, y_hat_i], 1))
+            decoded.append(y_hat_i + 0.5 * torch.tanh(residual))
+        return torch.cat(decoded, 1)
+
+    # ---- training and rate estimation ------------------------------------------------------------------------------
+
+    def forward(self, x: Tensor, quality: Tensor | float | None = None) -> dict[str, Any]:
+        """Images (B, 3, H, W) in [0, 1] -> {"x_hat", "likelihoods": {"y", "z"}, "para": {"means", "scales", "y"}}.
+
+        x_hat (B, 3, H, W) is not clamped. Sides that are no multiples of `size_multiple` are padded with zeros and
+        x_hat is cropped; the likelihoods cover the padded image. Noise replaces rounding in the likelihoods while
+        training. `quality` (1..100, one for all or (B,)) is required by variable-rate models and refused by others.
+        """
+        size, x = x.shape[-2:], pad_to_multiple(x, self.size_multiple)
+        quality = self.check_quality(quality, x)
+        y = self.to_latent(x, quality)
+        z = self.h_a(y)
+        with torch.autocast(x.device.type, enabled=False):
+            y, z = y.to(x.dtype), z.to(x.dtype)
+            z_likelihoods = self.entropy_bottleneck(z)[1]
+            medians = self.entropy_bottleneck.medians()
+            z_hat = round_straight_through(z - medians) + medians
+        coder = EstimatingCoder(self.gaussian_conditional)
+        y_hat = self.code_slices(z_hat, y, coder)
+        likelihoods = {"y": torch.cat(coder.likelihoods, 1), "z": z_likelihoods}
+        para = {"means": torch.cat(coder.means, 1), "scales": torch.cat(coder.scales, 1), "y": y}
+        return {"x_hat": crop(self.to_image(y_hat, quality), size), "likelihoods": likelihoods, "para": para}
+
+    def to_latent(self, x: Tensor, quality: Tensor | None) -> Tensor:
+        """Analysis transform and gain: y as it is quantised."""
+        y = self.analysis(x)
+        return self.gain(y, quality) if self.variable_rate else y
+
+    def to_image(self, y_hat: Tensor, quality: Tensor | None) -> Tensor:
+        """Inverse gain and synthesis transform."""
+        return self.synthesis(self.gain.inverse(y_hat, quality) if self.variable_rate else y_hat)
+
+    def check_quality(self, quality: Tensor | float | None, x: Tensor) -> Tensor | None:
+        """`quality` as (B,) beside x. Raises ValueError where it is missing, superfluous or outside 1..100."""
+        if not self.variable_rate:
+            if quality is not None:
+                raise ValueError("this model has one quality; a quality can be chosen with variable-rate models only")
+            return None
+        if quality is None:
+            raise ValueError("a variable-rate model needs a quality from 1 to 100")
+        values = torch.as_tensor(quality, dtype=torch.float32, device=x.device).expand(len(x))
+        if not bool(((values >= QUALITY_MIN) & (values <= QUALITY_MAX)).all()):
+            raise ValueError(f"quality {quality} is outside 1..100")
+        return values
+
+    def aux_loss(self) -> Tensor:
+        """The loss of the factorized prior's quantiles, which nothing else trains."""
+        return self.entropy_bottleneck.loss()
+
+    # ---- files -----------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def compress(self, x: Tensor, quality: float | None = None, arithmetic: str = "fp32") -> dict[str, Any]:
+        """Images (B, 3, H, W) in [0, 1] -> {"strings": [y strings, z strings], "shape": z's (h, w), "checks"}.
+
+        One string and one 16-bit check of the symbols an image. `arithmetic` of the path from z_hat to the scales:
+        "fp64" for strings that any machine decodes, "fp32", or "published": fp32 with the tables of z as CompressAI
+        computes them. Raises ValueError where the latent is not finite.
+        """
+        x = pad_to_multiple(x, self.size_multiple)
+        return self.compress_latent(self.to_latent(x, self.check_quality(quality, x)), arithmetic)
+
+    @torch.no_grad()
+    def compress_latent(self, y: Tensor, arithmetic: str = "fp32") -> dict[str, Any]:
+        """The second half of `compress`, from y (B, M, h, w) after any gain."""
+        from utils.rans import Encoder
+
+        path, z_tables = self.entropy_path(arithmetic), self.z_tables(arithmetic)
+        z, medians = self.h_a(y), self.entropy_bottleneck.medians()
+        z_symbols = torch.round(z - medians)
+        encoders, checks = [[Encoder() for _ in z] for _ in range(2)], [SymbolCheck() for _ in z]
+        put_symbols(encoders[1], checks, z_symbols, self.z_indexes(z.shape), z_tables)
+        z_hat = z_symbols.to(path.dtype) + medians.to(path.dtype)
+        coder = EncodingCoder(path.gaussian_conditional, encoders[0], checks)
+        path.code_slices(z_hat, y.to(path.dtype), coder)
+        strings = [[encoder.finish() for encoder in group] for group in encoders]
+        return {"strings": strings, "shape": tuple(z.shape[-2:]), "checks": [check.value for check in checks]}
+
+    @torch.no_grad()
+    def decompress(
+        self,
+        strings: Sequence[Sequence[bytes]],
+        shape: tuple[int, int],
+        size: tuple[int, int] | None = None,
+        quality: float | None = None,
+        arithmetic: str = "fp32",
+    ) -> dict[str, Any]:
+        """The inverse of `compress`: {"x_hat": (B, 3, 64h, 64w) clamped to [0, 1], "checks"}, cropped to `size`.
+
+        Raises utils.rans.DesynchronisedError where the strings do not end as they must: they are damaged, belong to
+        another model, or this machine's sums differ from the encoder's.
+        """
+        y_hat, checks = self.decompress_latent(strings, shape, arithmetic)
+        x_hat = self.to_image(y_hat, self.check_quality(quality, y_hat)).clamp(0, 1)
+        return {"x_hat": x_hat if size is None else crop(x_hat, size), "checks": checks}
+
+    @torch.no_grad()
+    def decompress_latent(
+        self, strings: Sequence[Sequence[bytes]], shape: tuple[int, int], arithmetic: str = "fp32"
+    ) -> tuple[Tensor, list[int]]:
+        """The first half of `decompress`: y_hat (B, M, 4h, 4w), before any inverse gain, and the checks."""
+        from utils.rans import Decoder
+
+        path, z_tables = self.entropy_path(arithmetic), self.z_tables(arithmetic)
+        decoders, checks = [[Decoder(s) for s in group] for group in strings], [SymbolCheck() for _ in strings[0]]
+        indexes = self.z_indexes((len(strings[1]), self.hyper_channels, *shape))
+        z_symbols = get_symbols(decoders[1], checks, indexes, z_tables)
+        for decoder in decoders[1]:
+            decoder.check_end()
+        medians = self.entropy_bottleneck.medians().to(path.dtype)
+        coder = DecodingCoder(path.gaussian_conditional, decoders[0], checks)
+        y_hat = path.code_slices(z_symbols.to(medians) + medians, None, coder)
+        for decoder in decoders[0]:
+            decoder.check_end()
+        return y_hat.to(self.dtype), [check.value for check in checks]
+
+    def entropy_path(self, arithmetic: str) -> SliceCompressionModel:
+        """The model whose `code_slices` works in `arithmetic`: itself, or a float64 copy made once."""
+        if arithmetic not in ARITHMETICS:
+            raise ValueError(f"arithmetic {arithmetic!r} is none of {', '.join(ARITHMETICS)}")
+        if arithmetic != "fp64":
+            return self
+        return self._derive("portable", lambda: portable_copy(self))
+
+    def z_tables(self, arithmetic: str):
+        """The entropy coder's tables of z."""
+        if arithmetic == "published" and not self.entropy_bottleneck.tables_are_given:
+            return self._derive("published", self.entropy_bottleneck.published_tables)
+        return self.entropy_bottleneck.tables()
+
+    @staticmethod
+    def z_indexes(shape: Sequence[int]) -> Tensor:
+        """The table of each symbol of z is its channel: (B, C, h, w)."""
+        return torch.arange(shape[1], dtype=torch.int32)[None, :, None, None].expand(*shape)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.entropy_bottleneck.quantiles.dtype
+
+    # ---- weights ---------------------------------------------------------------------------------------------------
+
+    def build_entropy_models(self) -> None:
+        """The factorized prior of z and the Gaussian model of y, with empty tables."""
+        self.entropy_bottleneck = EntropyBottleneck(self.hyper_channels)
+        self.gaussian_conditional = GaussianConditional()
+
+    def update(self, force: bool = False) -> bool:
+        """Fill the entropy tables where they are empty (all with `force`); needed before files are written or read."""
+        self._derived.clear()
+        return bool(self.entropy_bottleneck.update(force) | self.gaussian_conditional.update(force))
+
+    def fingerprint(self) -> bytes:
+        """4 bytes over weights and entropy tables: who wrote a file. Raises ValueError before `update()`."""
+        return self._derive("fingerprint", self._hash)
+
+    def _hash(self) -> bytes:
+        self.entropy_bottleneck.tables(), self.gaussian_conditional.tables()
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.state_dict().items()):
+            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+            digest.update(tensor.detach().cpu().contiguous().numpy())
+        return digest.digest()[:4]
+
+    def _derive(self, key: str, compute):
+        if key not in self._derived:
+            self._derived[key] = compute()
+        return self._derived[key]
+
+    def train(self, mode: bool = True):
+        """As in torch; what was derived from the weights is forgotten, since training changes them."""
+        self._derived.clear()
+        return super().train(mode)
+
+    def _apply(self, fn, recurse: bool = True):
+        self._derived.clear()
+        return super()._apply(fn, recurse)
+
+    def load_state_dict(self, state_dict, strict: bool = True, assign: bool = False):
+        """As in torch, with entropy tables of any size."""
+        self._derived.clear()
+        return super().load_state_dict(state_dict, strict, assign)
+
+
+def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
+    """Zeros around (B, C, H, W) up to multiples of `multiple`; left and top get the smaller half."""
+    height, width = (-side % multiple for side in x.shape[-2:])
+    if not height and not width:
+        return x
+    return F.pad(x, (width // 2, width - width // 2, height // 2, height - height // 2))
+
+
+def crop(x: Tensor, size: Sequence[int]) -> Tensor:
+    """The centre (B, C, *size) of x: the inverse of `pad_to_multiple`."""
+    top, left = ((padded - side) // 2 for padded, side in zip(x.shape[-2:], size))
+    return x[..., top : top + size[0], left : left + size[1]]

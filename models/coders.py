@@ -1,0 +1,114 @@
+"""What happens to a slice once its distribution is known: all in which training, encoding and decoding differ.
+
+A coder is called once a slice, in order, with y_i (None when decoding), mu_i and sigma_i, all (B, C, h, w), and returns
+the quantised slice y_hat_i = round(y_i - mu_i) + mu_i. sigma_i is the raw network output; the lower bound of the
+scales is applied inside the Gaussian model.
+"""
+
+from __future__ import annotations
+
+import zlib
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from models.layers.entropy_models import GaussianConditional
+
+if TYPE_CHECKING:
+    from utils.rans import Decoder, Encoder, Tables
+
+
+class _Round(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        return torch.round(x)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        return gradient
+
+
+def round_straight_through(x: Tensor) -> Tensor:
+    """round(x), exactly, with the gradient of x."""
+    return _Round.apply(x)
+
+
+class EstimatingCoder:
+    """Keeps what training and rate estimation need: likelihoods, means and scales of every slice."""
+
+    def __init__(self, gaussian: GaussianConditional) -> None:
+        self.gaussian = gaussian
+        self.likelihoods: list[Tensor] = []
+        self.means: list[Tensor] = []
+        self.scales: list[Tensor] = []
+
+    def __call__(self, y: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
+        self.likelihoods.append(self.gaussian(y, scale, mean)[1])
+        self.means.append(mean)
+        self.scales.append(scale)
+        return round_straight_through(y - mean) + mean
+
+
+class SymbolCheck:
+    """16 bits over all symbols of one image, z first, then the slices in order: the low half of their CRC-32."""
+
+    def __init__(self) -> None:
+        self.crc = 0
+
+    def add(self, symbols: np.ndarray) -> None:
+        self.crc = zlib.crc32(np.ascontiguousarray(symbols, "<i4").view(np.uint8), self.crc)
+
+    @property
+    def value(self) -> int:
+        return self.crc & 0xFFFF
+
+
+class EncodingCoder:
+    """Gives the symbols of each image in the batch to that image's entropy encoder."""
+
+    def __init__(self, gaussian: GaussianConditional, encoders: list[Encoder], checks: list[SymbolCheck]) -> None:
+        self.gaussian, self.encoders, self.checks = gaussian, encoders, checks
+
+    def __call__(self, y: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
+        rounded = torch.round(y - mean)
+        put_symbols(self.encoders, self.checks, rounded, self.gaussian.build_indexes(scale), self.gaussian.tables())
+        return rounded + mean
+
+
+class DecodingCoder:
+    """Asks each image's entropy decoder for the symbols."""
+
+    def __init__(self, gaussian: GaussianConditional, decoders: list[Decoder], checks: list[SymbolCheck]) -> None:
+        self.gaussian, self.decoders, self.checks = gaussian, decoders, checks
+
+    def __call__(self, y: None, mean: Tensor, scale: Tensor) -> Tensor:
+        indexes = self.gaussian.build_indexes(scale)
+        symbols = get_symbols(self.decoders, self.checks, indexes, self.gaussian.tables())
+        return symbols.to(mean) + mean
+
+
+def put_symbols(
+    encoders: list[Encoder], checks: list[SymbolCheck], values: Tensor, indexes: Tensor, tables: Tables
+) -> None:
+    """Append integer-valued `values` (B, C, h, w) to one encoder an image, row-major (C, h, w), under `indexes`.
+
+    Raises ValueError where a value is no number or does not fit 31 bits, which only broken weights produce.
+    """
+    if not bool((values.abs() < 2**30).all()):
+        raise ValueError("the latent is not finite or too large to code: are these the right weights?")
+    symbols, rows = values.to("cpu", torch.int32).numpy(), indexes.cpu().numpy()
+    for encoder, check, image, row in zip(encoders, checks, symbols, rows):
+        encoder.put(image.ravel(), row.ravel(), tables)
+        check.add(image)
+
+
+def get_symbols(decoders: list[Decoder], checks: list[SymbolCheck], indexes: Tensor, tables: Tables) -> Tensor:
+    """Symbols (B, C, h, w) int32 on the CPU, from one decoder an image, under `indexes` (B, C, h, w)."""
+    images = []
+    for decoder, check, row in zip(decoders, checks, indexes.cpu().numpy()):
+        symbols = decoder.get(row.ravel(), tables)
+        check.add(symbols)
+        images.append(torch.from_numpy(symbols).reshape(row.shape))
+    return torch.stack(images)

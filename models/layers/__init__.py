@@ -1,0 +1,1 @@
+"""The blocks that the models' transforms and entropy models are made of."""

@@ -1,0 +1,54 @@
+"""Gain units: one model for every rate.
+
+"Asymmetric Gained Deep Image Compression with Continuous Rate Adaptation" (Cui et al., CVPR 2021, arXiv:2003.02100).
+Each channel of the latent is multiplied by a gain before quantisation and by an inverse gain after. A pair of vectors
+is learned for each of a few levels; between levels both are interpolated exponentially (Equation 7), which makes every
+rate between the trained ones available.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+LAMBDA_MIN, LAMBDA_MAX = 0.0018, 0.05  # the paper's range for MSE
+QUALITY_MIN, QUALITY_MAX = 1.0, 100.0
+
+
+def lambda_of_quality(quality: Tensor | float) -> Tensor:
+    """The rate-distortion trade-off that `quality` (1..100) stands for: log-linear from 0.0018 to 0.05."""
+    position = (torch.as_tensor(quality) - QUALITY_MIN) / (QUALITY_MAX - QUALITY_MIN)
+    return LAMBDA_MIN * (LAMBDA_MAX / LAMBDA_MIN) ** position
+
+
+class GainUnit(nn.Module):
+    """Gains and inverse gains (levels, channels) as logarithms, so that they stay positive.
+
+    They start as the step size that high-rate theory gives: proportional to the square root of lambda.
+    """
+
+    def __init__(self, channels: int, levels: int = 6) -> None:
+        super().__init__()
+        top = 0.5 * math.log(LAMBDA_MAX / LAMBDA_MIN)
+        start = (torch.linspace(0, top, levels) - top / 2)[:, None].repeat(1, channels)
+        self.log_gain = nn.Parameter(start)
+        self.log_inverse_gain = nn.Parameter(-start)
+
+    def forward(self, y: Tensor, quality: Tensor) -> Tensor:
+        """y (B, C, h, w) and quality (B,) 1..100 -> y scaled for quantisation."""
+        return y * self._interpolate(self.log_gain, quality, y)
+
+    def inverse(self, y_hat: Tensor, quality: Tensor) -> Tensor:
+        """y_hat (B, C, h, w) back on the scale of the synthesis transform."""
+        return y_hat * self._interpolate(self.log_inverse_gain, quality, y_hat)
+
+    @staticmethod
+    def _interpolate(logs: Tensor, quality: Tensor, like: Tensor) -> Tensor:
+        """(B, C, 1, 1): exp of the logarithms linearly interpolated between levels."""
+        position = (quality.float() - QUALITY_MIN) / (QUALITY_MAX - QUALITY_MIN) * (len(logs) - 1)
+        level = position.floor().clamp(0, len(logs) - 2).long()
+        fraction = (position - level)[:, None]
+        gains = torch.exp(logs[level] * (1 - fraction) + logs[level + 1] * fraction)
+        return gains[:, :, None, None].to(like.dtype)
