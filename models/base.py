@@ -65,7 +65,7 @@ class EntropyParameters(nn.Sequential):
 
 
 class SliceCompressionModel(nn.Module):
-    """What all models share. Subclasses build the modules named above, then call `build_entropy_models`.
+    """What all models share. Subclasses build the modules named above with the help of the `build_*` methods.
 
     Arguments: `config`, the constructor's arguments, recorded in checkpoints; `M`, channels of y; `hyper_channels`,
     channels of z; `slices`, into how many y is cut; `windows`, window sides of the transforms and of the hyper-prior.
@@ -101,6 +101,14 @@ class SliceCompressionModel(nn.Module):
         self.cc_mean_transforms = nn.ModuleList(EntropyParameters(c, widths, step) for c in support_channels)
         self.cc_scale_transforms = nn.ModuleList(EntropyParameters(c, widths, step) for c in support_channels)
         self.lrp_transforms = nn.ModuleList(EntropyParameters(c + step, widths, step) for c in support_channels)
+
+    def build_prior(self) -> None:
+        """The factorized prior of z, with empty tables."""
+        self.entropy_bottleneck = EntropyBottleneck(self.hyper_channels)
+
+    def build_conditional(self) -> None:
+        """The Gaussian model of y, with empty tables."""
+        self.gaussian_conditional = GaussianConditional()
 
     # ---- what a model supplies -------------------------------------------------------------------------------------
 
@@ -278,11 +286,6 @@ class SliceCompressionModel(nn.Module):
         return self.entropy_bottleneck.quantiles.dtype
 
     # ---- weights ---------------------------------------------------------------------------------------------------
-
-    def build_entropy_models(self) -> None:
-        """The factorized prior of z and the Gaussian model of y, with empty tables."""
-        self.entropy_bottleneck = EntropyBottleneck(self.hyper_channels)
-        self.gaussian_conditional = GaussianConditional()
 
     def update(self, force: bool = False) -> bool:
         """Fill the entropy tables where they are empty (all with `force`); needed before files are written or read."""

@@ -73,7 +73,8 @@ class DCAE(SliceCompressionModel):
         self.h_z_s1 = hyper_synthesis_transform(N, M, hyper_head_dim, hyper_window)
         self.h_z_s2 = hyper_synthesis_transform(N, M, hyper_head_dim, hyper_window)
         self.build_slice_networks([c + M * self.has_dictionary for c in query_channels], hidden)
-        self.build_entropy_models()
+        self.build_prior()
+        self.build_conditional()
 
     def hyper_synthesis(self, z_hat: Tensor) -> tuple[Tensor, Tensor]:
         """z_hat (B, N, h/4, w/4) -> latent scales, latent means (B, M, h, w)."""

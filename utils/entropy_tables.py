@@ -19,7 +19,7 @@ def quantize_pmf(pmf: np.ndarray) -> np.ndarray:
     cdf[-1] = 1 << PRECISION
     for i in np.flatnonzero(np.diff(cdf) == 0):
         frequency = np.diff(cdf)
-        donor = int(np.argmin(np.where(frequency > 1, frequency, 1 << PRECISION)))
+        donor = int(np.argmin(np.where(frequency > 1, frequency, 2 << PRECISION)))
         if donor < i:
             cdf[donor + 1 : i + 1] -= 1
         else:

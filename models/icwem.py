@@ -1,0 +1,37 @@
+"""ICWEM: "Invertible Channel-Wise Entropy Model for Image Compression" (Liao, MSc thesis, Imperial College, 2024).
+
+    x -> enh.forw_enh -> inv -> g_a -> y ... TCM's entropy model ... y_hat -> g_s -> inv^-1 -> enh.back_enh -> x_hat
+
+Everything but the invertible network on the image is TCM's. Frozen names: `enh` the enhancement networks, `inv` the
+invertible network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from models.layers.invertible import EnhancementPair, InvertibleNetwork
+from models.tcm import TCM
+
+
+class ICWEM(TCM):
+    """Defaults are the thesis' model; arguments as in TCM."""
+
+    model_name = "icwem"
+    transform_names = ("g_a", "g_s", "h_a", "enh", "inv")
+
+    def build_transforms(self, N: int, M: int, head_dims: Sequence[int], window: int) -> None:
+        """g_a, g_s and the networks in front of g_a and behind g_s."""
+        super().build_transforms(N, M, head_dims, window)
+        self.enh = EnhancementPair(width=64)
+        self.inv = InvertibleNetwork()
+
+    def analysis(self, x: Tensor) -> Tensor:
+        """Image (B, 3, H, W) in [0, 1] -> y (B, M, H/16, W/16)."""
+        return self.g_a(self.inv(self.enh.forw_enh(x)))
+
+    def synthesis(self, y_hat: Tensor) -> Tensor:
+        """y_hat (B, M, h, w) -> image (B, 3, 16h, 16w), not clamped before the inverse network either."""
+        return self.enh.back_enh(self.inv.inverse(self.g_s(y_hat)))

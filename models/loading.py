@@ -1,0 +1,149 @@
+"""Checkpoint to model: which model a file holds, and of what size, is read off its tensors.
+
+Released checkpoints say nothing about themselves beyond names and shapes; they may carry a leading `module.` after
+multi-GPU training, CompressAI's names from before 1.2.7, and entropy tables empty, filled or absent. Files written by
+this project record their constructor's arguments.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from models import build_model
+from models.base import SliceCompressionModel
+from utils.checkpoint import read_checkpoint
+from utils.cli import UserError
+
+StateDict = dict[str, Tensor]
+TABLES = re.compile(r"(entropy_bottleneck|gaussian_conditional)\.(_offset|_quantized_cdf|_cdf_length|scale_table)$")
+OLD_PRIOR = re.compile(r"entropy_bottleneck\._(matrix|bias|factor)(\d)$")
+NEW_PRIOR = {"matrix": "matrices", "bias": "biases", "factor": "factors"}
+
+
+def load_model(path: str | Path, device: str | torch.device = "cpu") -> SliceCompressionModel:
+    """The model that a checkpoint holds, in eval mode with entropy tables ready.
+
+    Raises UserError, naming file and cause, for a file that is no checkpoint, of no known model, or whose tensors are
+    not exactly those of its model.
+    """
+    content = read_checkpoint(path)
+    recorded = content.get("model")
+    weights = published_names(content.get("state_dict", content))
+    try:
+        name, config = (recorded["name"], recorded["config"]) if recorded else detect(weights)
+        model = build_model(name, **config)
+    except (ValueError, TypeError, KeyError, IndexError) as error:
+        raise UserError(f"{path}: no model that this program knows ({error})") from error
+    problems = differences(model, weights)
+    if problems:
+        raise UserError(f"{path}: does not hold the tensors of {name}: {problems}")
+    model.load_state_dict({n: t.float() if t.is_floating_point() else t for n, t in weights.items()}, strict=False)
+    model.update()
+    return model.to(device).eval()
+
+
+def published_names(weights: dict[str, Any]) -> StateDict:
+    """Tensors under the names of CompressAI 1.2.7 and later, without `module.`; what is no tensor is left out."""
+    names = {name: name.removeprefix("module.") for name, value in weights.items() if isinstance(value, Tensor)}
+    return {
+        OLD_PRIOR.sub(lambda m: f"entropy_bottleneck.{NEW_PRIOR[m[1]]}.{m[2]}", name): weights[full]
+        for full, name in names.items()
+    }
+
+
+def differences(model: SliceCompressionModel, weights: StateDict) -> str:
+    """What is missing, left over or of another shape, in words; empty where all fits. Tables may be absent."""
+    own = model.state_dict()
+    missing = [n for n in own if n not in weights and not TABLES.search(n)]
+    surplus = [n for n in weights if n not in own]
+    shapes = [
+        f"{n} is {tuple(weights[n].shape)} instead of {tuple(own[n].shape)}"
+        for n in own
+        if n in weights and not TABLES.search(n) and weights[n].shape != own[n].shape
+    ]
+    parts = (("missing", missing), ("not expected", surplus), ("of another shape", shapes))
+    return "; ".join(f"{what}: {_few(names)}" for what, names in parts if names)
+
+
+def _few(names: list[str], most: int = 3) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def detect(weights: StateDict) -> tuple[str, dict[str, Any]]:
+    """(name, constructor arguments) from names and shapes. Raises ValueError or KeyError where they fit no model."""
+    if "h_z_s1.0.weight" in weights:
+        return "dcae", _detect_dcae(weights)
+    if "h_mean_s.0.conv.weight" in weights:
+        return ("icwem" if "inv.operations.0.weight" in weights else "tcm-large"), _detect_tcm(weights)
+    raise ValueError("its tensors are neither DCAE's nor TCM's nor ICWEM's")
+
+
+def _count(weights: StateDict, pattern: str) -> int:
+    """How many different numbers stand where `pattern` has its group."""
+    return len({match[1] for match in (re.match(pattern, name) for name in weights) if match})
+
+
+def _heads(weights: StateDict, prefix: str) -> tuple[int, int]:
+    """(head width, window side) of the window attention at `prefix`."""
+    heads, span, _ = weights[f"{prefix}.relative_position_params"].shape
+    return weights[f"{prefix}.linear.weight"].shape[0] // heads, (span + 1) // 2
+
+
+def _entropy_sizes(weights: StateDict) -> dict[str, Any]:
+    slices = _count(weights, r"cc_mean_transforms\.(\d+)\.")
+    first, second = (weights[f"cc_mean_transforms.0.{layer}.weight"].shape[0] for layer in (0, 2))
+    return {"slices": slices, "hidden": [first, second], "variable_rate": "gain.log_gain" in weights}
+
+
+def _detect_dcae(weights: StateDict) -> dict[str, Any]:
+    stages = [1, 3, 5]
+    channels = [weights[f"g_a.{i}.conv.weight"].shape[0] for i in stages]
+    depths = [_count(weights, rf"g_a\.{i}\.layers\.(\d+)\.") for i in stages]
+    heads = [_heads(weights, f"g_a.{i}.layers.0.msa") if d else None for i, d in zip(stages, depths)]
+    config = {
+        "channels": channels,
+        "depths": depths,
+        "head_dims": [h[0] if h else c for h, c in zip(heads, channels)],
+        "window": next((h[1] for h in heads if h), 8),
+        "N": weights["entropy_bottleneck.quantiles"].shape[0],
+        "M": weights["g_a.6.weight"].shape[0],
+        **_entropy_sizes(weights),
+    }
+    config["hyper_head_dim"], config["hyper_window"] = _heads(weights, "h_a.1.layers.0.msa")
+    return {**config, **_detect_dictionary(weights)}
+
+
+def _detect_dictionary(weights: StateDict) -> dict[str, int]:
+    if "dt" not in weights:
+        return {"dictionary_entries": 0}
+    entries, width = weights["dt"].shape
+    heads = weights["dt_cross_attention.0.scale"].shape[0]
+    return {
+        "dictionary_entries": entries,
+        "dictionary_heads": heads,
+        "dictionary_head_dim": width // heads,
+        "msfa": _count(weights, r"dt_cross_attention\.0\.msa\.dense\.conv_layers\.(\d+)\."),
+    }
+
+
+def _detect_tcm(weights: StateDict) -> dict[str, Any]:
+    heads = [_heads(weights, f"g_a.{i}.trans_block.msa") for i in (1, 4, 7)]
+    hyper_head_dim, hyper_window = _heads(weights, "h_a.1.trans_block.msa")
+    attention = "atten_mean.0.0.non_local_block.block_1.msa"
+    return {
+        "N": weights["g_a.0.conv1.weight"].shape[0] // 2,
+        "M": weights["g_a.9.weight"].shape[0],
+        "hyper_channels": weights["entropy_bottleneck.quantiles"].shape[0],
+        "head_dims": [h for h, _ in heads],
+        "window": heads[0][1],
+        "hyper_head_dim": hyper_head_dim,
+        "hyper_window": hyper_window,
+        "attention_channels": weights[f"{attention}.linear.weight"].shape[0],
+        "attention_head_dim": _heads(weights, attention)[0],
+        **_entropy_sizes(weights),
+    }

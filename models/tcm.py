@@ -1,0 +1,168 @@
+"""TCM: "Learned Image Compression with Mixed Transformer-CNN Architectures" (Liu et al., CVPR 2023, arXiv:2303.14978).
+
+    x -> g_a -> y -> h_a -> z -> h_scale_s, h_mean_s -> latent scales, latent means
+    slice i:  mean support  = atten_mean[i](latent means, y_hat_<i)
+              scale support = atten_scale[i](latent scales, y_hat_<i)
+    y_hat -> g_s -> x_hat
+
+| frozen name | what it is |
+|---|---|
+| `h_mean_s`, `h_scale_s` | hyper-synthesis of the means, of the scales |
+| `atten_mean.i.0`, `atten_scale.i.0` | SWAtten in front of the networks of slice i |
+| `conv1_1`, `conv1_2` | the 1x1 convolutions before and after the two branches of a TCM block |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from compressai.layers import (
+    AttentionBlock,
+    ResidualBlock,
+    ResidualBlockUpsample,
+    ResidualBlockWithStride,
+    conv3x3,
+    subpel_conv3x3,
+)
+from torch import Tensor, nn
+
+from models.base import SliceCompressionModel
+from models.layers.attention import PlainSwinBlock, to_map, to_tokens
+from models.layers.convolution import SliceTransform, conv
+
+
+class MixtureBlock(nn.Module):
+    """Parallel Transformer-CNN mixture (Section 3.2): half of the channels through each, then both together."""
+
+    def __init__(self, branch_channels: int, head_dim: int, window: int, shifted: bool) -> None:
+        super().__init__()
+        channels = 2 * branch_channels
+        self.trans_block = PlainSwinBlock(branch_channels, head_dim, window, shifted)
+        self.conv1_1 = conv(channels, channels, 1)
+        self.conv1_2 = conv(channels, channels, 1)
+        self.conv_block = ResidualBlock(branch_channels, branch_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, 2N, H, W) -> (B, 2N, H, W)."""
+        local, distant = self.conv1_1(x).chunk(2, 1)
+        local = self.conv_block(local) + local  # a second skip, beside the block's own
+        distant = to_map(self.trans_block(to_tokens(distant).contiguous()))
+        return x + self.conv1_2(torch.cat([local, distant], 1))
+
+
+class SwinPair(nn.Module):
+    """A regular and a shifted window attention block on a map."""
+
+    def __init__(self, channels: int, head_dim: int, window: int) -> None:
+        super().__init__()
+        self.block_1 = PlainSwinBlock(channels, head_dim, window, shifted=False)
+        self.block_2 = PlainSwinBlock(channels, head_dim, window, shifted=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W)."""
+        return to_map(self.block_2(self.block_1(to_tokens(x).contiguous())))
+
+
+class SWAtten(AttentionBlock):
+    """Swin-Transformer-based attention with channel squeezing (Section 3.3, Figure 5)."""
+
+    def __init__(self, channels: int, inner: int, head_dim: int, window: int) -> None:
+        super().__init__(inner)
+        self.non_local_block = SwinPair(inner, head_dim, window)
+        self.in_conv = conv(channels, inner, 1)
+        self.out_conv = conv(inner, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, channels, H, W) -> (B, channels, H, W)."""
+        u = self.in_conv(x)
+        gate = torch.sigmoid(self.conv_b(self.non_local_block(u)))
+        return self.out_conv(self.conv_a(u) * gate + u)
+
+
+class TCM(SliceCompressionModel):
+    """Defaults are the paper's large model (N = 128; 96 middle, 64 small).
+
+    N: width of each branch of a mixture block, whose maps have 2N channels; M, hyper_channels: channels of y and z;
+    head_dims: widths of the heads in g_a's three stages (mirrored in g_s); window, hyper_window: sides of the windows;
+    slices, hidden: as in DCAE; attention_*: inner width, head width and window of SWAtten.
+    """
+
+    model_name = "tcm"
+
+    def __init__(
+        self,
+        N: int = 128,
+        M: int = 320,
+        hyper_channels: int = 192,
+        head_dims: Sequence[int] = (8, 16, 32),
+        window: int = 8,
+        hyper_head_dim: int = 32,
+        hyper_window: int = 4,
+        slices: int = 5,
+        hidden: Sequence[int] = (224, 128),
+        attention_channels: int = 128,
+        attention_head_dim: int = 16,
+        variable_rate: bool = False,
+    ) -> None:
+        config = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
+        config = {k: list(v) if isinstance(v, Sequence) else v for k, v in config.items()}
+        super().__init__(config, M, hyper_channels, slices, (window, hyper_window), variable_rate)
+        self.build_prior()  # first: the published order of the tensors
+        self.build_transforms(N, M, head_dims, window)
+        self.build_hyper_prior(N, M, hyper_channels, hyper_head_dim, hyper_window)
+        support_channels = [M + i * self.slice_channels for i in range(slices)]
+        for name in ("atten_mean", "atten_scale"):
+            attention = (SWAtten(c, attention_channels, attention_head_dim, window) for c in support_channels)
+            setattr(self, name, nn.ModuleList(nn.Sequential(a) for a in attention))
+        self.build_slice_networks(support_channels, hidden)
+        self.build_conditional()
+
+    def build_transforms(self, N: int, M: int, head_dims: Sequence[int], window: int) -> None:
+        """g_a and g_s."""
+        self.g_a = analysis_transform(N, M, head_dims, window)
+        self.g_s = synthesis_transform(N, M, head_dims, window)
+
+    def build_hyper_prior(self, N: int, M: int, hyper_channels: int, head_dim: int, window: int) -> None:
+        """h_a and the two hyper-synthesis transforms."""
+        self.h_a = SliceTransform(
+            ResidualBlockWithStride(M, 2 * N, 2),
+            *mixture_pair(N, head_dim, window),
+            conv3x3(2 * N, hyper_channels, 2),
+        )
+        for name in ("h_mean_s", "h_scale_s"):
+            up = ResidualBlockUpsample(hyper_channels, 2 * N, 2)
+            pair = mixture_pair(N, head_dim, window)
+            setattr(self, name, SliceTransform(up, *pair, subpel_conv3x3(2 * N, M, 2)))
+
+    def hyper_synthesis(self, z_hat: Tensor) -> tuple[Tensor, Tensor]:
+        """z_hat (B, hyper_channels, h/4, w/4) -> latent scales, latent means (B, M, h, w)."""
+        return self.h_scale_s(z_hat), self.h_mean_s(z_hat)
+
+    def slice_support(self, i: int, scales: Tensor, means: Tensor, decoded: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """Hyper features and earlier slices, through attention, for means and scales apart."""
+        mean_support = self.atten_mean[i](torch.cat([means, *decoded], 1))
+        return mean_support, self.atten_scale[i](torch.cat([scales, *decoded], 1))
+
+
+def mixture_pair(N: int, head_dim: int, window: int) -> list[MixtureBlock]:
+    """A regular and a shifted mixture block of 2N channels."""
+    return [MixtureBlock(N, head_dim, window, shifted) for shifted in (False, True)]
+
+
+def analysis_transform(N: int, M: int, head_dims: Sequence[int], window: int) -> SliceTransform:
+    """g_a: (B, 3, H, W) -> (B, M, H/16, W/16)."""
+    layers, before = [], 3
+    for head_dim in head_dims:
+        layers += [ResidualBlockWithStride(before, 2 * N, 2), *mixture_pair(N, head_dim, window)]
+        before = 2 * N
+    return SliceTransform(*layers, conv3x3(2 * N, M, 2))
+
+
+def synthesis_transform(N: int, M: int, head_dims: Sequence[int], window: int) -> SliceTransform:
+    """g_s: (B, M, h, w) -> (B, 3, 16h, 16w)."""
+    layers, before = [], M
+    for head_dim in reversed(head_dims):
+        layers += [ResidualBlockUpsample(before, 2 * N, 2), *mixture_pair(N, head_dim, window)]
+        before = 2 * N
+    return SliceTransform(*layers, subpel_conv3x3(2 * N, 3, 2))
