@@ -1,0 +1,148 @@
+"""What holds for every model, at toy width."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from models import MODELS, build_model
+from models.coders import EncodingCoder, EstimatingCoder, SymbolCheck
+from tests.toys import TOYS, toy_image, toy_model
+from utils.rans import DesynchronisedError, Encoder
+
+SIZES = [(1, 1), (1, 300), (17, 64), (128, 128), (129, 127), (200, 312), (256, 128)]
+
+
+def quality_of(model):
+    return 37.5 if model.variable_rate else None
+
+
+@pytest.fixture(scope="module", params=TOYS)
+def model(request):
+    return toy_model(request.param)
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("arithmetic", ["fp32", "fp64"])
+def test_decode_of_encode_equals_the_quantised_forward(model, size, arithmetic):
+    x, quality = toy_image(*size), quality_of(model)
+    out = model.compress(x, quality=quality, arithmetic=arithmetic)
+    back = model.decompress(out["strings"], out["shape"], size, quality, arithmetic)
+    assert back["checks"] == out["checks"]
+    assert back["x_hat"].shape == (1, 3, *size)
+    if arithmetic == "fp32":
+        with torch.no_grad():
+            assert torch.equal(back["x_hat"], model(x, quality=quality)["x_hat"].clamp(0, 1))
+
+
+def test_batches(model):
+    """One string an image; every image of a batch comes back, also when decoded on its own."""
+    x, quality = toy_image(70, 150, batch=3), quality_of(model)
+    out = model.compress(x, quality, "fp64")
+    assert [len(group) for group in out["strings"]] == [3, 3]
+    together = model.decompress(out["strings"], out["shape"], (70, 150), quality, "fp64")
+    assert together["checks"] == out["checks"]
+    for i in range(3):
+        strings = [[group[i]] for group in out["strings"]]
+        alone = model.decompress(strings, out["shape"], (70, 150), quality, "fp64")
+        assert alone["checks"] == [out["checks"][i]]
+        assert torch.allclose(alone["x_hat"][0], together["x_hat"][i], atol=1e-5)
+
+
+class SamplingCoder(EncodingCoder):
+    """Encodes latents drawn from the very distribution that the model states, and adds up their information."""
+
+    def __init__(self, *args) -> None:
+        super().__init__(*args)
+        self.bits = 0.0
+
+    def __call__(self, y, mean, scale):
+        y = mean + scale.clamp(min=0.11) * torch.randn_like(scale)
+        self.bits -= self.gaussian.likelihood(torch.round(y - mean), scale).log2().sum().item()
+        return super().__call__(y, mean, scale)
+
+
+def test_real_bits_are_the_estimated_bits(model):
+    torch.manual_seed(0)
+    encoder = Encoder()
+    coder = SamplingCoder(model.gaussian_conditional, [encoder], [SymbolCheck()])
+    with torch.no_grad():
+        model.code_slices(torch.randn(1, model.hyper_channels, 8, 8), torch.zeros(1, model.M, 32, 32), coder)
+    # A scale is rounded up to one of 64 levels, and a string ends in 64 bits.
+    assert 8 * len(encoder.finish()) == pytest.approx(coder.bits, rel=0.005, abs=64)
+
+
+def test_a_slice_reads_nothing_of_itself_and_later_ones(model):
+    """Changing slice i of y leaves means and scales of slices 0..i as they were, and changes a later one."""
+    y = torch.randn(1, model.M, 8, 8) * 4
+    z_hat = torch.randn(1, model.hyper_channels, 2, 2)
+    step = model.slice_channels
+    with torch.no_grad():
+        before = EstimatingCoder(model.gaussian_conditional)
+        model.code_slices(z_hat, y, before)
+        for i in range(model.slices):
+            changed, after = y.clone(), EstimatingCoder(model.gaussian_conditional)
+            changed[:, i * step : (i + 1) * step] += 5
+            model.code_slices(z_hat, changed, after)
+            for j in range(model.slices):
+                same = torch.equal(before.means[j], after.means[j]) and torch.equal(before.scales[j], after.scales[j])
+                assert same == (j <= i)
+
+
+def test_gradients_reach_every_parameter(model):
+    model = toy_model("dcae") if model.model_name == "dcae" and not model.variable_rate else model
+    model.train()
+    out = model(toy_image(128, 128), quality=quality_of(model))
+    rate = sum(-torch.log2(value).mean() for value in out["likelihoods"].values())
+    (rate + out["x_hat"].pow(2).mean() + model.aux_loss()).backward()
+    without = [name for name, p in model.named_parameters() if p.grad is None]
+    model.zero_grad(set_to_none=True)
+    model.eval()
+    assert without == []
+
+
+def test_a_wrong_string_is_an_error(model):
+    x, quality = toy_image(128, 128), quality_of(model)
+    out = model.compress(x, quality, "fp64")
+    broken = bytearray(out["strings"][0][0])
+    broken[len(broken) // 2] ^= 0x10
+    with pytest.raises(DesynchronisedError):
+        model.decompress([[bytes(broken)], out["strings"][1]], out["shape"], None, quality, "fp64")
+
+
+def test_fingerprint_follows_the_weights():
+    model, same, other = toy_model("dcae"), toy_model("dcae"), toy_model("dcae", salt="other")
+    assert model.fingerprint() == same.fingerprint() != other.fingerprint()
+    assert len(model.fingerprint()) == 4
+
+
+def test_quality_changes_the_rate_smoothly():
+    model, x = toy_model("dcae-variable-rate"), toy_image(128, 256)
+    with torch.no_grad():
+        model.gain.log_gain += torch.linspace(-1, 1, 6)[:, None]
+    sizes = [len(model.compress(x, q)["strings"][0][0]) for q in (1, 20, 33.3, 50.5, 75, 100)]
+    assert sizes == sorted(sizes) and sizes[0] < sizes[-1]
+    with pytest.raises(ValueError, match="1..100"):
+        model.compress(x, 0.5)
+    with pytest.raises(ValueError, match="needs a quality"):
+        model.compress(x)
+    with pytest.raises(ValueError, match="one quality"):
+        toy_model("dcae").compress(x, 50)
+
+
+def test_tables_do_not_depend_on_threads():
+    model, threads = toy_model("dcae"), torch.get_num_threads()
+    tables = [model.entropy_bottleneck.tables().cdf.copy()]
+    torch.set_num_threads(3 - min(threads, 2))
+    model.update(force=True)
+    torch.set_num_threads(threads)
+    assert np.array_equal(tables[0], model.entropy_bottleneck.tables().cdf)
+
+
+def test_unknown_names_and_options():
+    assert set(MODELS) >= {"dcae", "dcae-ablation", "tcm-small", "tcm-middle", "tcm-large", "icwem"}
+    with pytest.raises(ValueError, match="unknown model"):
+        build_model("nosuch")
+    with pytest.raises(TypeError):
+        build_model("dcae", no_such_option=1)

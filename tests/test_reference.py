@@ -1,0 +1,118 @@
+"""The models equal the published ones: names, shapes, values, bytes."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from models import build_model
+from models.base import pad_to_multiple
+from models.coders import SymbolCheck, get_symbols
+from tests.fill_weights import fill_
+from utils.rans import Decoder, Encoder
+
+HERE = Path(__file__).parent / "reference"
+MODELS = {"dcae": "dcae", "tcm": "tcm-large", "icwem": "icwem"}
+SIZES = ("256x256", "200x312")
+BOUNDS = {  # what another order of summation may change; a real mistake changes more
+    "dcae": {"y": 5e-5, "means": 1e-5, "scales": 1e-5, "x_hat": 1e-5},
+    "tcm": {"y": 5e-5, "means": 1e-4, "scales": 1e-4, "x_hat": 5e-5},
+    "icwem": {"y": 5e-5, "means": 1e-4, "scales": 1e-4, "x_hat": 5e-5},
+}
+STEPS = {"y": 61, "means": 61, "scales": 61, "x_hat": 97}
+
+
+@functools.lru_cache(maxsize=1)
+def filled(name: str):
+    model = build_model(MODELS[name])
+    fill_(model.state_dict())
+    model.update(force=True)
+    return model.eval().requires_grad_(False)
+
+
+class ForcedCoder:
+    """Puts the reference's symbols in place of round(y - mean): ties would fall either way."""
+
+    def __init__(self, symbols: torch.Tensor, slices: int) -> None:
+        self.slices, self.means, self.scales = iter(symbols.chunk(slices, 1)), [], []
+
+    def __call__(self, y, mean, scale):
+        self.means.append(mean)
+        self.scales.append(scale)
+        return next(self.slices) + mean
+
+
+def read_official(path: Path) -> tuple[bytes, bytes]:
+    data = path.read_bytes()
+    length = int.from_bytes(data[4:8], "big")
+    return data[8 : 8 + length], data[12 + length :]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_names_shapes_and_order(name):
+    expected = (HERE / f"{name}_tensors.txt").read_text().splitlines()
+    state = build_model(MODELS[name]).state_dict()
+    own = [f"{n} {'x'.join(map(str, t.shape)) or 'scalar'} {str(t.dtype)[6:]}" for n, t in state.items()]
+    assert own == expected
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("size", SIZES)
+def test_values(name, size):
+    model, reference = filled(name), np.load(HERE / f"{name}_{size}.npz")
+    image = torch.from_numpy(np.array(Image.open(HERE / f"input_{size}.png"))).permute(2, 0, 1)[None].float() / 255
+    x = pad_to_multiple(image, 128)
+    y = model.analysis(x)
+    z = model.h_a(y)
+    medians = model.entropy_bottleneck.medians()
+    symbols = torch.from_numpy(reference["symbols"].astype(np.float32)).reshape(y.shape)
+    coder = ForcedCoder(symbols, model.slices)
+    x_hat = model.synthesis(model.code_slices(torch.round(z - medians) + medians, y, coder))
+    own = {"y": y, "means": torch.cat(coder.means, 1), "scales": torch.cat(coder.scales, 1), "x_hat": x_hat}
+    for key, bound in BOUNDS[name].items():
+        error = np.abs(own[key].numpy().ravel()[:: STEPS[key]] - reference[key]).max()
+        print(f"{name} {size} {key}: {error:.2e}")
+        assert error <= bound, key
+    y_bits = -model.gaussian_conditional.likelihood(symbols, own["scales"]).log2().sum()
+    z_bits = -model.entropy_bottleneck(z)[1].log2().sum()
+    assert y_bits.item() == pytest.approx(float(reference["y_bits"]), rel=1e-5)
+    assert z_bits.item() == pytest.approx(float(reference["z_bits"]), rel=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("size", SIZES)
+def test_bytes(name, size):
+    """The reference's symbols give the published file's strings, z's with the tables as CompressAI computes them."""
+    model, reference = filled(name), np.load(HERE / f"{name}_{size}.npz")
+    y_string, z_string = read_official(HERE / f"{name}_{size}.bin")
+    encoder, tables = Encoder(), model.gaussian_conditional.tables()
+    encoder.put(reference["symbols"].ravel(), reference["indexes"].ravel(), tables)
+    assert encoder.finish() == y_string
+    height, width = (side // 4 for side in reference["symbols"].reshape(1, 320, *_latent_size(size)).shape[2:])
+    indexes, z_tables = model.z_indexes((1, 192, height, width)), model.z_tables("published")
+    z = get_symbols([Decoder(z_string)], [SymbolCheck()], indexes, z_tables)
+    encoder = Encoder()
+    encoder.put(z.numpy().ravel(), indexes.numpy().ravel(), z_tables)
+    assert encoder.finish() == z_string
+
+
+def _latent_size(size: str) -> list[int]:
+    return [-(-int(side) // 128) * 8 for side in size.split("x")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", SIZES)
+def test_published_files_decode(size):
+    """DCAE's reference files decode to the reference images."""
+    y_string, z_string = read_official(HERE / f"dcae_{size}.bin")
+    shape = [side // 4 for side in _latent_size(size)]
+    x_hat = filled("dcae").decompress([[y_string], [z_string]], shape, arithmetic="published")["x_hat"]
+    decoded = np.load(HERE / f"dcae_{size}.npz")["decoded"].astype(np.float32)
+    assert np.abs(x_hat.numpy().ravel()[::97] - decoded).max() < 3e-4  # the reference is rounded to float16

@@ -1,0 +1,40 @@
+"""Small models of every kind for fast tests, with weights that make the latents and scales vary."""
+
+from __future__ import annotations
+
+import torch
+
+from models import build_model
+from models.base import SliceCompressionModel
+from tests.fill_weights import fill_
+
+_ENTROPY = {"M": 40, "slices": 5, "hidden": (12, 10)}
+_DCAE = {"channels": (8, 16, 16), "depths": (1, 2, 2), "head_dims": (4, 8, 8), "N": 16, "hyper_head_dim": 8, **_ENTROPY}
+_DCAE |= {"dictionary_entries": 12, "dictionary_heads": 2, "dictionary_head_dim": 8, "msfa": 2}
+_TCM = {"N": 8, "hyper_channels": 16, "head_dims": (4, 4, 8), "hyper_head_dim": 4, **_ENTROPY}
+_TCM |= {"attention_channels": 16, "attention_head_dim": 8}
+TOYS = {
+    "dcae": ("dcae", _DCAE),
+    "dcae-no-dictionary": ("dcae", {**_DCAE, "dictionary_entries": 0}),
+    "dcae-no-msfa": ("dcae", {**_DCAE, "msfa": 0}),
+    "dcae-variable-rate": ("dcae", {**_DCAE, "variable_rate": True}),
+    "tcm": ("tcm-small", _TCM),
+    "icwem": ("icwem", _TCM),
+}
+
+
+def toy_model(kind: str, salt: str = "") -> SliceCompressionModel:
+    """The toy of this kind in eval mode, tables ready; another salt gives other weights."""
+    name, options = TOYS[kind]
+    model = build_model(name, **options)
+    fill_(model.state_dict(), salt)
+    model.update(force=True)
+    return model.eval()
+
+
+def toy_image(height: int, width: int, batch: int = 1, seed: int = 0) -> torch.Tensor:
+    """(batch, 3, height, width) in [0, 1]: smooth colours with some noise."""
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.rand(batch, 3, height // 16 + 2, width // 16 + 2, generator=generator)
+    smooth = torch.nn.functional.interpolate(coarse, (height, width), mode="bilinear")
+    return (smooth + 0.05 * torch.randn(smooth.shape, generator=generator)).clamp(0, 1)
