@@ -1,0 +1,34 @@
+"""Which device a program works on, from its flags."""
+
+from __future__ import annotations
+
+import torch
+
+from utils.cli import UserError
+
+
+def choose_device(name: str | None = None, cuda: bool = False) -> torch.device:
+    """The device of `--device name` ("cpu", "cuda", "cuda:1") or of `--cuda`; the CPU if neither is given.
+
+    Raises UserError, naming the flag, for no such device, one that is not there, or flags that contradict each other.
+    """
+    flag = f"--device {name}" if name else "--cuda"
+    try:
+        device = torch.device(name or ("cuda" if cuda else "cpu"))
+    except RuntimeError as error:
+        raise UserError(f"{flag}: no such device; choose cpu, cuda or cuda:N") from error
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"{flag}: no such device; choose cpu, cuda or cuda:N")
+    if cuda and device.type != "cuda":
+        raise UserError(f"--cuda and --device {name} contradict each other; leave out one of them")
+    if device.type == "cuda":
+        _require_gpu(device, flag)
+    return device
+
+
+def _require_gpu(device: torch.device, flag: str) -> None:
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if not count:
+        raise UserError(f"{flag}: this machine has no usable CUDA GPU; leave the flag out to work on the CPU")
+    if device.index is not None and device.index >= count:
+        raise UserError(f"{flag}: there are only {count} GPUs, the first is cuda:0")
