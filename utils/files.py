@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from utils.cli import UserError
+
 
 @contextmanager
 def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
@@ -28,6 +30,18 @@ def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def require_writable(path: str | Path, flag: str) -> None:
+    """Raise UserError, naming `flag`, unless a file can be created at `path`; asked before long work starts."""
+    path = Path(path)
+    if path.is_dir():
+        raise UserError(f"{flag}: {path} is a folder; name a file")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path.parent).close()
+    except OSError as error:
+        raise UserError(f"{flag}: cannot write to {path.parent} ({error.strerror}); choose another place") from error
 
 
 def _umask() -> int:

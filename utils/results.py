@@ -25,10 +25,9 @@ NOTES = {
     "ms-ssim-rgb": "0..1, of 8-bit pixels, mean over the images with both sides of 161 pixels or more",
     "encoding_time": "seconds an image, from pixels to the bytes of the file; null if the rate is estimated",
     "decoding_time": "seconds an image, from the bytes of the file to pixels; null if the rate is estimated",
-    "points": "quantities ending in _ms are milliseconds, psnr* and *_db are dB, bpp* bits per pixel, *_percent percent; "
-    "*_float are measured before rounding to 8 bits; null: not measured, not defined, or infinite",
+    "points": "*_ms in milliseconds, psnr* and *_db in dB, bpp* in bits per pixel, *_percent in percent; *_float "
+    "before rounding to 8 bits; null: not measured, not defined (MS-SSIM of small images) or infinite (PSNR of no error)",
 }
-KEYS = ("bpp", "psnr-rgb", "ms-ssim-rgb", "encoding_time", "decoding_time")
 
 
 def make_results(name: str, description: str, points: Sequence[dict[str, Any]]) -> dict[str, Any]:
