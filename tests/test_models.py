@@ -8,6 +8,7 @@ import torch
 
 from models import MODELS, build_model
 from models.coders import EncodingCoder, EstimatingCoder, SymbolCheck
+from models.portable import MatrixConvolution
 from tests.toys import TOYS, toy_image, toy_model
 from utils.rans import DesynchronisedError, Encoder
 
@@ -146,3 +147,13 @@ def test_unknown_names_and_options():
         build_model("nosuch")
     with pytest.raises(TypeError):
         build_model("dcae", no_such_option=1)
+
+
+@pytest.mark.parametrize("groups", [1, 6])
+@pytest.mark.parametrize("kernel", [1, 3, 7])
+@pytest.mark.parametrize("size", [(1, 1), (2, 5), (9, 4)], ids=str)
+def test_matrix_convolution_is_the_convolution(groups, kernel, size):
+    layer = torch.nn.Conv2d(6, 6, kernel, padding=kernel // 2, groups=groups).double()
+    x = torch.randn(2, 6, *size, dtype=torch.float64)
+    assert MatrixConvolution.can_replace(layer)
+    assert torch.allclose(MatrixConvolution.of(layer)(x), layer(x), rtol=0, atol=1e-13)
