@@ -26,6 +26,13 @@ def choose_device(name: str | None = None, cuda: bool = False) -> torch.device:
     return device
 
 
+def describe_device(device: torch.device) -> str:
+    """What times were measured on: the GPU's name, or the number of CPU threads."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type}, {torch.get_num_threads()} threads"
+
+
 def _require_gpu(device: torch.device, flag: str) -> None:
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if not count:

@@ -31,13 +31,12 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from utils.images import crop_centred, pad_centred, read_image, to_tensor, to_uint8
+from utils.images import DEFAULT_PADDING, crop_centred, pad_centred, read_image, to_tensor, to_uint8
 from utils.metrics import bpp, estimated_bits, ms_ssim, ms_ssim_db, mse, psnr_of_mse, quantise_8_bit
 
 Record = dict[str, Any]
 Result = TypeVar("Result")
 
-PADDING = "replicate"
 AS_FILE = ("mse", "psnr", "ms_ssim", "ms_ssim_db")
 QUANTITIES = (
     *("bpp", "bpp_y", "bpp_z", "bpp_header", "bpp_estimated", "bytes"),
@@ -155,7 +154,7 @@ def estimate(model: nn.Module, x: Tensor, quality: float | None) -> tuple[Record
     Padded as a file's image is, so that the estimate is of the same symbols.
     """
     size = x.shape[-2:]
-    padded = pad_centred(x, model.size_multiple, PADDING)
+    padded = pad_centred(x, model.size_multiple, DEFAULT_PADDING)
     out, milliseconds = timed(lambda: model(padded, quality=quality), x.device)
     y, z = (bpp(estimated_bits(out["likelihoods"][name]), *size) for name in ("y", "z"))
     rates = {"bpp": y + z, "bpp_y": y, "bpp_z": z, "bpp_header": 0.0, "bpp_estimated": y + z}

@@ -36,6 +36,7 @@ SUFFIXES = (
 FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "DIB", "PPM")
 MAX_PIXELS = 2**30  # 3 GiB as 8-bit RGB; beyond it a file's claim is likelier than its content
 PADDINGS = ("zero", "replicate", "reflect")
+DEFAULT_PADDING = "replicate"  # see scripts/measure_padding.py
 
 WHITE = "transparent pixels are composited on white"
 DEEP = "16-bit samples are reduced to 8 bits"

@@ -26,7 +26,7 @@ NOTES = {
     "encoding_time": "seconds an image, from pixels to the bytes of the file; null if the rate is estimated",
     "decoding_time": "seconds an image, from the bytes of the file to pixels; null if the rate is estimated",
     "points": "*_ms in milliseconds, psnr* and *_db in dB, bpp* in bits per pixel, *_percent in percent; *_float "
-    "before rounding to 8 bits; null: not measured, not defined (MS-SSIM of small images) or infinite (PSNR of no error)",
+    "before rounding to 8 bits; null: not measured, not defined (MS-SSIM of small images), infinite (PSNR)",
 }
 
 
