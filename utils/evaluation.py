@@ -69,7 +69,7 @@ def evaluate_images(
         quality: 1..100 for variable-rate models, None for the others.
         real: code every image to the bytes of a file and back (the entropy tables must be up to date) and measure
             that; otherwise the rate is estimated from the likelihoods.
-        arithmetic: of the entropy path of real files, "fp32" or "fp64".
+        arithmetic: of the entropy path of real files, "fp32" or "fp64" (decodes on any machine).
         warm_up: run the first image once before it is timed, for what a device does the first time only.
         progress: label of a bar on stderr, shown on a terminal; None for no bar.
         keep: called with each path and its reconstruction, uint8 (H, W, 3).

@@ -53,6 +53,11 @@ def _remarks(average: Record) -> list[str]:
     small = average["images"] - average["images_with_ms_ssim"]
     if small:
         lines.append(f"MS-SSIM: n/a for {small} image(s) with a side under {MS_SSIM_SMALLEST} pixels, not in its mean.")
+    if (average["excess_percent"] or 0) < -0.5:
+        lines.append(
+            "Files smaller than estimated: to many symbols the model gives less than the entropy coder's 2^-16,"
+        )
+        lines.append("as untrained weights do, and weights of a very different kind of image.")
     return lines
 
 

@@ -1,0 +1,127 @@
+"""Rate, distortion and speed of one or several models on a folder of images.
+
+    python eval.py --checkpoint dcae_0.0130.pth.tar --data kodak --cuda        # rate estimated from likelihoods
+    python eval.py --checkpoint dcae_*.pth.tar --data kodak --real             # rate and time of real files
+    python eval.py --data kodak --quality 10 50 90 --save_path out             # variable-rate model, with its images
+
+Prints a table a point, writes results.json in CompressAI's layout (see utils/results.py) and, with --save_path, the
+reconstructions. Leaves with status 2 if anything could not be evaluated.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from utils.cli import UserError, run_program
+from utils.curve import Point, Report, evaluate_point, plan_points
+from utils.devices import choose_device
+from utils.evaluation_table import format_curve, format_point
+from utils.files import require_writable
+from utils.reconstructions import ImageFile, list_images, refuse_overwriting
+from utils.results import make_results, to_json, write_results
+
+DEFAULT_CHECKPOINT = Path(__file__).parent / "assets" / "dcae-small.pt"
+
+
+def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
+    """The flags of the papers' programs, and ours."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    add = parser.add_argument
+    add("--checkpoint", nargs="+", type=Path, metavar="FILE", help="one or several models (default: the one in assets)")
+    add("--data", type=Path, required=True, metavar="DIR", help="folder of images, or one image")
+    add("--recursive", action="store_true", help="also the images in the folders below --data")
+    add("--cuda", action="store_true", help="work on the GPU")
+    add("--device", metavar="NAME", help="cpu, cuda or cuda:N (default: cpu)")
+    add("--real", action="store_true", help="code every image to a real file and back, instead of estimating the rate")
+    add("--arithmetic", choices=("fp32", "fp64"), help="of the entropy path of real files (default: fp32)")
+    add("--quality", nargs="+", type=float, metavar="Q", help="1..100, of variable-rate models; a point for each")
+    add("--save_path", type=Path, metavar="DIR", help="where the reconstructions go, as PNG")
+    add("--output", type=Path, metavar="FILE", help="default: results.json in --save_path or the current folder")
+    add("--name", help="name of the curve in results.json (default: the model's)")
+    add("--json", action="store_true", help="print the results as JSON instead of tables")
+    add("--debug", action="store_true", help="stop at the first error and show where it happened")
+    return parser.parse_args(argv)
+
+
+def check_checkpoints(given: list[Path] | None) -> list[Path]:
+    """The files to evaluate. Raises UserError where there is no such file, or no default."""
+    if not given and not DEFAULT_CHECKPOINT.is_file():
+        raise UserError("--checkpoint is missing, and there is no default model at assets/dcae-small.pt; name a file")
+    for path in given or []:
+        if not path.is_file():
+            raise UserError(f"--checkpoint {path}: there is no such file")
+    return given or [DEFAULT_CHECKPOINT]
+
+
+def check_flags(args: argparse.Namespace) -> None:
+    """Raise UserError for flags that would be ignored or fail later."""
+    if args.arithmetic and not args.real:
+        raise UserError(f"--arithmetic {args.arithmetic} matters to real files only; add --real or leave it out")
+    for quality in args.quality or []:
+        if not 1 <= quality <= 100:
+            raise UserError(f"--quality {quality:g} is outside 1..100")
+
+
+def evaluate_points(
+    args: argparse.Namespace, points: list[Point], images: list[ImageFile], device: torch.device, report: Report
+) -> list[dict[str, Any]]:
+    """What the points come to, without those that failed."""
+    results = []
+    for point in points:
+        try:
+            results.append(evaluate_point(point, images, device, args.real, args.arithmetic or "fp32", report))
+        except UserError as error:
+            if len(points) == 1:
+                raise
+            report.failed(point.checkpoint, error)
+    return [result for result in results if result]
+
+
+def describe(args: argparse.Namespace, results: list[dict[str, Any]]) -> tuple[str, str]:
+    """Name and description of the curve."""
+    models = sorted({result["model"] for result in results})
+    rate = "rate of real files" if args.real else "estimated rate"
+    return args.name or ", ".join(models), f"{' '.join(models)} on {args.data.name}, {rate}, {results[0]['device']}"
+
+
+def print_tables(results: list[dict[str, Any]], real: bool) -> None:
+    """A table a point; of several, one more with their averages."""
+    for result in results:
+        print(f"{result['label']}: {result['model']}, {result['rate']} rate, {result['device']}")
+        print(format_point(result["images"], result["average"], real), end="\n\n")
+    if len(results) > 1:
+        print(format_curve([r["label"] for r in results], [r["average"] for r in results], real))
+
+
+def main(argv: Sequence[str]) -> int:
+    """Evaluate what the flags say; return the exit status."""
+    args = parse_arguments(argv)
+    check_flags(args)
+    device, images = choose_device(args.device, args.cuda), list_images(args.data, args.recursive)
+    points = plan_points(check_checkpoints(args.checkpoint), args.quality, args.save_path)
+    output = args.output or (args.save_path or Path()) / "results.json"
+    require_writable(output, "--output" if args.output else "--save_path" if args.save_path else "results.json")
+    if args.save_path:
+        refuse_overwriting([point.folder for point in points], images)
+        require_writable(args.save_path / "image.png", "--save_path")
+
+    report = Report(args.debug)
+    results = evaluate_points(args, points, images, device, report)
+    if not results:
+        raise UserError(f"--data {args.data}: not one of {len(images)} image(s) could be evaluated")
+    curve = make_results(*describe(args, results), results)
+    write_results(output, curve)
+    if args.json:
+        print(to_json(curve))
+    else:
+        print_tables(curve["points"], args.real)
+    return 2 if report.failures else 0
+
+
+if __name__ == "__main__":
+    run_program(main)
