@@ -7,6 +7,7 @@ model = load_model("dcae_0.0130.pth.tar")        # model and size are found out 
 
 from __future__ import annotations
 
+import inspect
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from models.icwem import ICWEM
     from models.tcm import TCM
 
-__all__ = ["DCAE", "ICWEM", "MODELS", "TCM", "build_model", "load_model"]
+__all__ = ["DCAE", "ICWEM", "MODELS", "TCM", "build_model", "default_config", "load_model"]
 
 _HOMES = {"DCAE": "models.dcae", "TCM": "models.tcm", "ICWEM": "models.icwem", "load_model": "models.loading"}
 
@@ -52,3 +53,11 @@ def build_model(name: str, **options: Any) -> SliceCompressionModel:
     if name not in MODELS:
         raise ValueError(f"unknown model {name!r}; there are {', '.join(MODELS)}")
     return MODELS[name](**options)
+
+
+def default_config(name: str) -> dict[str, Any]:
+    """The constructor's arguments that the named model stands for, as `model.config` records them."""
+    constructor = MODELS[name]
+    parameters = inspect.signature(__getattr__(constructor.args[0])).parameters
+    values = {key: parameter.default for key, parameter in parameters.items()} | constructor.keywords
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}

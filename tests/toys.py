@@ -10,12 +10,13 @@ from tests.fill_weights import fill_
 
 _ENTROPY = {"M": 40, "slices": 5, "hidden": (12, 10)}
 _DCAE = {"channels": (8, 16, 16), "depths": (1, 2, 2), "head_dims": (4, 8, 8), "N": 16, "hyper_head_dim": 8, **_ENTROPY}
+_PLAIN = dict(_DCAE)
 _DCAE |= {"dictionary_entries": 12, "dictionary_heads": 2, "dictionary_head_dim": 8, "msfa": 2}
 _TCM = {"N": 8, "hyper_channels": 16, "head_dims": (4, 4, 8), "hyper_head_dim": 4, **_ENTROPY}
 _TCM |= {"attention_channels": 16, "attention_head_dim": 8}
 TOYS = {
     "dcae": ("dcae", _DCAE),
-    "dcae-no-dictionary": ("dcae", {**_DCAE, "dictionary_entries": 0}),
+    "dcae-no-dictionary": ("dcae", {**_PLAIN, "dictionary_entries": 0}),
     "dcae-no-msfa": ("dcae", {**_DCAE, "msfa": 0}),
     "dcae-variable-rate": ("dcae", {**_DCAE, "variable_rate": True}),
     "tcm": ("tcm-small", _TCM),

@@ -128,10 +128,19 @@ def _unpack_own(data: bytes) -> Bitstream:
     environment = None if flags & PORTABLE else reader.take(2)
     z_length, check = reader.varint(), struct.unpack("<H", reader.take(2))[0]
     z, y = reader.take(z_length), reader.rest()
-    if not (1 <= height <= MAX_SIDE and 1 <= width <= MAX_SIDE) or (quality and not 100 <= quality <= 10000):
+    if not (1 <= height <= MAX_SIDE and 1 <= width <= MAX_SIDE) or (
+        quality is not None and not 100 <= quality <= 10000
+    ):
         raise BitstreamError("its header claims an impossible size or quality")
     return Bitstream(
-        height, width, (y, z), fingerprint, check, bool(flags & PORTABLE), quality and quality / 100, environment
+        height,
+        width,
+        (y, z),
+        fingerprint,
+        check,
+        bool(flags & PORTABLE),
+        None if quality is None else quality / 100,
+        environment,
     )
 
 

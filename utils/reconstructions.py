@@ -24,13 +24,13 @@ def list_images(data: Path, recursive: bool = False) -> list[ImageFile]:
     """The images of the folder `data`, or the one image it names. Raises UserError if there is none."""
     paths = find_images(data, recursive)
     names = [path.relative_to(data if data.is_dir() else data.parent) for path in paths]
-    return [ImageFile(*fields) for fields in zip(paths, names, reconstruction_names(names))]
+    return [ImageFile(*fields) for fields in zip(paths, names, output_names(names))]
 
 
-def reconstruction_names(names: Sequence[Path]) -> list[Path]:
-    """A PNG's relative path for each relative path: photo.jpg gives photo.png, or photo.jpg.png where shared."""
-    short = [name.with_suffix(".png") for name in names]
-    count, full = Counter(short), [Path(f"{name}.png") for name in names]
+def output_names(names: Sequence[Path], suffix: str = ".png") -> list[Path]:
+    """An output's relative path for each relative path: photo.jpg gives photo.png, or photo.jpg.png where shared."""
+    short = [name.with_suffix(suffix) for name in names]
+    count, full = Counter(short), [Path(f"{name}{suffix}") for name in names]
     mixed = [s if count[s] == 1 else f for s, f in zip(short, full)]
     return mixed if len(set(mixed)) == len(mixed) else full  # photo.jpg, photo.tif and photo.jpg.bmp share again
 

@@ -1,0 +1,182 @@
+"""Images to .bin files and back.
+
+    python compress_and_decompress.py --mode compress --data photos --save_path bins --checkpoint dcae_0.0130.pth.tar
+    python compress_and_decompress.py --mode decompress --data bins --save_path out --checkpoint dcae_0.0130.pth.tar
+    torchrun --nproc_per_node=4 compress_and_decompress.py ...             # processes share the files of a folder
+
+photo.jpg becomes photo.bin, or photo.jpg.bin where another image of the folder is called photo too; photo.bin becomes
+photo.png. The format is described in docs/bitstream.md. Leaves with status 2 if any file failed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from models import MODELS, build_model, default_config, load_model
+from models.base import SliceCompressionModel
+from utils.bitstream import BitstreamError
+from utils.cli import UserError, run_program
+from utils.codec import (
+    DEFAULT_PADDING,
+    DEFAULT_QUALITY,
+    compress_image,
+    decompress_image,
+    foreign_environment,
+    verify_file,
+)
+from utils.devices import choose_device
+from utils.files import atomic_write, require_writable
+from utils.images import find_images, read_image, to_tensor, to_uint8, write_png
+from utils.jobs import Job, Outcome, find_files, format_summary, gather, process_share, run_jobs, summarise
+from utils.reconstructions import output_names
+
+DEFAULT_CHECKPOINT = Path(__file__).parent / "assets" / "dcae-small.pt"
+
+
+def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
+    """The flags of the papers' program, and ours."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    add = parser.add_argument
+    add("--mode", choices=("compress", "decompress"), required=True)
+    add("--data", type=Path, required=True, metavar="DIR_OR_FILE", help="images, or .bin files")
+    add("--save_path", type=Path, required=True, metavar="DIR", help="where the results go")
+    add("--checkpoint", type=Path, metavar="FILE", help="the model's weights (default: the model in assets)")
+    add("--model", choices=MODELS, metavar="NAME", help="check that the checkpoint is this model: " + ", ".join(MODELS))
+    add("--random-weights", type=int, metavar="SEED", help="instead of a checkpoint: untrained weights, for trials")
+    add("--cuda", action="store_true", help="work on the GPU")
+    add("--device", metavar="NAME", help="cpu, cuda or cuda:N (default: cpu)")
+    add("--threads", type=int, metavar="N", help="CPU threads (default: torch's choice)")
+    add("--recursive", action="store_true", help="also the files in folders below; their structure is kept")
+    add("--overwrite", action="store_true", help="replace outputs that exist; otherwise they are kept")
+    add("--quality", type=float, metavar="Q", help=f"1..100, for variable-rate models (default: {DEFAULT_QUALITY:g})")
+    add("--format", choices=("bin", "official"), default="bin", help="official: the published program's layout")
+    add(
+        "--arithmetic", choices=("fp64", "fp32"), help="fp64: decodes on any machine (default); fp32: faster, here only"
+    )
+    add("--padding", choices=("zero", "replicate", "reflect"), default=DEFAULT_PADDING, help="what fills up the sides")
+    add("--verify", action="store_true", help="decode each file after writing it, in another order of summation")
+    add("--json", action="store_true", help="print the summary as JSON")
+    add("--debug", action="store_true", help="show where an error happened")
+    args = parser.parse_args(argv)
+    if args.format == "official" and args.arithmetic == "fp64":
+        parser.error("--format official is read in fp32 by its program; leave out --arithmetic fp64")
+    if args.threads is not None and args.threads < 1:
+        parser.error("--threads must be at least 1")
+    return args
+
+
+def get_model(args: argparse.Namespace, device: torch.device) -> SliceCompressionModel:
+    """The model of --checkpoint, of --model with --random-weights, or the default one. Raises UserError."""
+    if args.random_weights is not None:
+        torch.manual_seed(args.random_weights)
+        model = build_model(args.model or "dcae")
+        model.update()
+        print("warning: these weights are random; the images will be useless", file=sys.stderr)
+        return model.to(device).eval()
+    if args.checkpoint is None and not DEFAULT_CHECKPOINT.is_file():
+        raise UserError("--checkpoint is missing, and there is no default model at assets/dcae-small.pt; name a file")
+    model = load_model(args.checkpoint or DEFAULT_CHECKPOINT, device)
+    if args.model and default_config(args.model) != model.config:
+        raise UserError(f"--checkpoint {args.checkpoint}: is not {args.model}; leave --model out to use it as it is")
+    return model
+
+
+def check_quality(model: SliceCompressionModel, quality: float | None) -> float | None:
+    """The quality in force. Raises UserError where the model has no such quality."""
+    if quality is not None and not model.variable_rate:
+        raise UserError("--quality: this model has one quality; leave the flag out or use a variable-rate model")
+    if quality is not None and not 1 <= quality <= 100:
+        raise UserError(f"--quality {quality:g}: must lie in 1..100")
+    return (quality or DEFAULT_QUALITY) if model.variable_rate else None
+
+
+def plan(args: argparse.Namespace) -> list[Job]:
+    """What is read and written, with the folder structure kept."""
+    compressing = args.mode == "compress"
+    sources = find_images(args.data, args.recursive) if compressing else find_files(args.data, ".bin", args.recursive)
+    names = [source.relative_to(args.data if args.data.is_dir() else args.data.parent) for source in sources]
+    targets = output_names(names, ".bin" if compressing else ".png")
+    return [Job(str(name), source, args.save_path / target) for name, source, target in zip(names, sources, targets)]
+
+
+def compress(
+    job: Job, model: SliceCompressionModel, device: torch.device, args: argparse.Namespace, said: set
+) -> Outcome:
+    """One image to its file."""
+    pixels, notes = read_image(job.source)
+    say_once(job, notes, said)
+    start = time.perf_counter()
+    arithmetic = "published" if args.format == "official" else args.arithmetic or "fp64"
+    data = compress_image(model, to_tensor(pixels).to(device), args.quality, arithmetic, args.padding)
+    milliseconds = 1000 * (time.perf_counter() - start)
+    with atomic_write(job.target) as file:
+        file.write(data)
+    if args.verify:
+        verify(job, model)
+    return Outcome(job.name, "done", pixels.shape[0] * pixels.shape[1], len(data), milliseconds)
+
+
+def verify(job: Job, model: SliceCompressionModel) -> None:
+    """Decode the file that was written, as another machine might. Raises UserError, naming it, where that fails."""
+    try:
+        verify_file(model, job.target.read_bytes())
+    except BitstreamError as error:
+        raise UserError(f"{job.target}: written, but --verify failed: {error}") from error
+
+
+def decompress(
+    job: Job, model: SliceCompressionModel, device: torch.device, args: argparse.Namespace, said: set
+) -> Outcome:
+    """One file to its image."""
+    data = job.source.read_bytes()
+    written = foreign_environment(data, device.type)
+    if written:
+        say_once(job, [f"written by {written}; decoding it elsewhere may fail"], said)
+    start = time.perf_counter()
+    pixels = to_uint8(decompress_image(model, data))
+    milliseconds = 1000 * (time.perf_counter() - start)
+    write_png(job.target, pixels)
+    return Outcome(job.name, "done", pixels.shape[0] * pixels.shape[1], len(data), milliseconds)
+
+
+def say_once(job: Job, notes: Sequence[str], said: set) -> None:
+    """Tell on stderr what reading a file changed, each kind of note once."""
+    for note in notes:
+        if note not in said:
+            said.add(note)
+            print(f"note: {job.source}: {note} (said once)", file=sys.stderr)
+
+
+def main(argv: Sequence[str]) -> int:
+    args = parse_arguments(argv)
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    jobs = plan(args)
+    require_writable(args.save_path / "x", "--save_path")
+    device = choose_device(args.device, args.cuda)
+    if device == torch.device("cuda") and process_share()[1] > 1:
+        device = torch.device("cuda", process_share()[0] % torch.cuda.device_count())
+    model = get_model(args, device)
+    if args.mode == "compress":
+        args.quality = check_quality(model, args.quality)
+    work = partial(
+        {"compress": compress, "decompress": decompress}[args.mode], model=model, device=device, args=args, said=set()
+    )
+    outcomes = gather(run_jobs(jobs, work, args.overwrite, args.mode))
+    if outcomes is None:
+        return 0
+    summary = summarise(outcomes)
+    print(json.dumps({"mode": args.mode, **summary}, indent=2) if args.json else format_summary(summary))
+    return 2 if summary["total"]["failed"] else 0
+
+
+if __name__ == "__main__":
+    run_program(main)

@@ -1,0 +1,199 @@
+"""The program as a user runs it: real files in, real files out, one line for what is wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from compress_and_decompress import main
+from tests.toys import toy_image, toy_model
+from utils.cli import UserError
+from utils.images import read_image, to_uint8
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("weights") / "toy.pth.tar"
+    torch.save({"state_dict": toy_model("dcae").state_dict()}, path)
+    return path
+
+
+@pytest.fixture
+def photos(tmp_path) -> Path:
+    folder = tmp_path / "photos"
+    (folder / "sub").mkdir(parents=True)
+    pixels = to_uint8(toy_image(40, 60))
+    Image.fromarray(pixels).save(folder / "a.png")
+    Image.fromarray(pixels[::-1]).save(folder / "a.JPG", format="JPEG")
+    Image.fromarray(pixels[:, ::2]).save(folder / "b.webp")
+    Image.fromarray(pixels).save(folder / "sub" / "c.tiff")
+    return folder
+
+
+def run(mode, data, save_path, checkpoint, *flags) -> int:
+    return main(
+        ["--mode", mode, "--data", str(data), "--save_path", str(save_path), "--checkpoint", str(checkpoint), *flags]
+    )
+
+
+def test_there_and_back(photos, tmp_path, checkpoint, capsys):
+    assert run("compress", photos, tmp_path / "bins", checkpoint, "--recursive", "--verify", "--json") == 0
+    summary = json.loads(capsys.readouterr().out)
+    names = ["a.JPG.bin", "a.png.bin", "b.bin", "sub/c.bin"]
+    assert sorted(p.relative_to(tmp_path / "bins").as_posix() for p in (tmp_path / "bins").rglob("*.bin")) == names
+    assert summary["total"]["done"] == 4
+    assert summary["total"]["bytes"] == sum((tmp_path / "bins" / name).stat().st_size for name in names)
+    assert run("decompress", tmp_path / "bins", tmp_path / "out", checkpoint, "--recursive") == 0
+    for name, source in (("a.png.png", "a.png"), ("b.png", "b.webp"), ("sub/c.png", "sub/c.tiff")):
+        decoded = Image.open(tmp_path / "out" / name)
+        assert decoded.mode == "RGB" and decoded.size == Image.open(photos / source).size
+
+
+def test_existing_outputs_are_kept_unless_told_otherwise(photos, tmp_path, checkpoint, capsys):
+    run("compress", photos / "a.png", tmp_path / "bins", checkpoint)
+    (tmp_path / "bins" / "a.bin").write_bytes(b"mine")
+    assert run("compress", photos / "a.png", tmp_path / "bins", checkpoint) == 0
+    assert "1 kept" in capsys.readouterr().out
+    assert (tmp_path / "bins" / "a.bin").read_bytes() == b"mine"
+    run("compress", photos / "a.png", tmp_path / "bins", checkpoint, "--overwrite")
+    assert (tmp_path / "bins" / "a.bin").read_bytes() != b"mine"
+
+
+@pytest.mark.parametrize("flags", [(), ("--arithmetic", "fp32"), ("--format", "official")])
+@pytest.mark.parametrize("padding", ["zero", "replicate", "reflect"])
+def test_formats_give_the_models_image(photos, tmp_path, checkpoint, flags, padding):
+    run("compress", photos / "a.png", tmp_path / "bins", checkpoint, "--padding", padding, *flags)
+    run("decompress", tmp_path / "bins", tmp_path / "out", checkpoint)
+    from utils.images import crop_centred, pad_centred, to_tensor
+
+    x = to_tensor(read_image(photos / "a.png")[0])
+    with torch.no_grad():
+        x_hat = toy_model("dcae")(pad_centred(x, 128, padding))["x_hat"]
+    expected = to_uint8(crop_centred(x_hat, (40, 60)))
+    difference = np.abs(expected.astype(int) - read_image(tmp_path / "out" / "a.png")[0].astype(int))
+    assert (difference > 1).mean() < 0.01  # in another arithmetic a symbol may fall to the other side of .5
+
+
+def test_one_bad_file_does_not_stop_the_others(photos, tmp_path, checkpoint, capsys):
+    (photos / "broken.png").write_bytes((photos / "a.png").read_bytes()[:100])
+    assert run("compress", photos, tmp_path / "bins", checkpoint) == 2
+    out, err = capsys.readouterr()
+    assert "broken.png" in err and "1 failed" in out
+    assert len(list((tmp_path / "bins").glob("*.bin"))) == 3
+
+
+def damaged(data: bytes):
+    """Every truncation and every single-bit flip, as (what it is, bytes)."""
+    for length in range(len(data)):
+        yield f"first {length} bytes", data[:length]
+    for bit in range(8 * len(data)):
+        broken = bytearray(data)
+        broken[bit // 8] ^= 1 << bit % 8
+        yield f"bit {bit} flipped", bytes(broken)
+
+
+def test_no_damaged_file_gives_an_image(photos, tmp_path, checkpoint):
+    from models import load_model
+    from utils.bitstream import BitstreamError
+    from utils.codec import compress_image, decompress_image
+    from utils.images import to_tensor
+
+    model = load_model(checkpoint)
+    data = compress_image(model, to_tensor(read_image(photos / "a.png")[0][:16, :16]))
+    cases = 0
+    for name, broken in damaged(data):
+        with pytest.raises(BitstreamError):
+            decompress_image(model, broken)
+            pytest.fail(name)
+        cases += 1
+    print(f"{cases} damaged files, none gave an image")
+
+
+def test_a_published_file_that_cannot_be_decoded_is_refused(photos, tmp_path, checkpoint, capsys):
+    """The published layout has no checksum; the entropy decoder's end tells a wrong model and a damaged string."""
+    other = tmp_path / "other.pth.tar"
+    torch.save({"state_dict": toy_model("dcae", salt="other").state_dict()}, other)
+    run("compress", photos / "a.png", tmp_path / "bins", checkpoint, "--format", "official")
+    assert run("decompress", tmp_path / "bins", tmp_path / "out", other) == 2
+    assert "lost its place" in capsys.readouterr().err
+    data = (tmp_path / "bins" / "a.bin").read_bytes()
+    (tmp_path / "bins" / "a.bin").write_bytes(data[:300] + bytes(8) + data[308:])
+    assert run("decompress", tmp_path / "bins", tmp_path / "out", checkpoint) == 2
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_bad_files_are_quick_clear_and_leave_nothing(photos, tmp_path, checkpoint, capsys):
+    bins = tmp_path / "bins"
+    run("compress", photos / "a.png", bins, checkpoint)
+    good = (bins / "a.bin").read_bytes()
+    (bins / "short.bin").write_bytes(good[:-5])
+    (bins / "renamed.bin").write_bytes((photos / "a.png").read_bytes())
+    (bins / "empty.bin").write_bytes(b"")
+    start = time.monotonic()
+    assert run("decompress", bins, tmp_path / "out", checkpoint) == 2
+    assert time.monotonic() - start < 5
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 3 and all(name in "".join(lines) for name in ("short.bin", "renamed.bin", "empty.bin"))
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["a.png"]
+
+
+def test_the_wrong_checkpoint_is_named(photos, tmp_path, checkpoint, capsys):
+    other = tmp_path / "other.pth.tar"
+    torch.save({"state_dict": toy_model("dcae", salt="other").state_dict()}, other)
+    run("compress", photos / "a.png", tmp_path / "bins", checkpoint)
+    assert run("decompress", tmp_path / "bins", tmp_path / "out", other) == 2
+    error = capsys.readouterr().err
+    assert toy_model("dcae").fingerprint().hex() in error
+    assert toy_model("dcae", salt="other").fingerprint().hex() in error
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--cuda",), "--cuda"),
+        (("--device", "tpu"), "--device tpu"),
+        (("--quality", "50"), "--quality"),
+        (("--model", "tcm-small"), "is not tcm-small"),
+        (("--data", "/nowhere"), "/nowhere"),
+    ],
+)
+def test_bad_flags_are_named(photos, tmp_path, checkpoint, flags, message):
+    if flags == ("--cuda",) and torch.cuda.is_available():
+        flags, message = ("--device", "cuda:99"), "cuda:99"
+    with pytest.raises(UserError, match=message):
+        run("compress", photos, tmp_path / "bins", checkpoint, *flags)
+
+
+@pytest.mark.slow
+def test_processes_share_a_folder(photos, tmp_path, checkpoint):
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29561"]
+    command += ["compress_and_decompress.py", "--mode", "compress", "--data", str(photos), "--recursive"]
+    command += ["--save_path", str(tmp_path / "bins"), "--checkpoint", str(checkpoint), "--json"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["total"]["done"] == 4
+    assert len(list((tmp_path / "bins").rglob("*.bin"))) == 4
+
+
+@pytest.mark.slow
+def test_the_papers_command_and_its_exit_status(photos, tmp_path, checkpoint):
+    command = [sys.executable, "-u", "./compress_and_decompress.py", "--data", str(photos), "--save_path"]
+    command += [str(tmp_path / "bins"), "--mode", "compress", "--checkpoint", str(checkpoint)]
+    assert subprocess.run(command, cwd=ROOT, capture_output=True).returncode == 0
+    missing = subprocess.run([*command[:-1], "nowhere.pth.tar"], cwd=ROOT, capture_output=True, text=True)
+    assert (
+        missing.returncode == 2
+        and missing.stderr.startswith("error: nowhere.pth.tar")
+        and "Traceback" not in missing.stderr
+    )

@@ -1,0 +1,113 @@
+"""Checkpoints as they occur, and what is no checkpoint."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+
+from models import load_model
+from models.loading import detect
+from tests.toys import TOYS, toy_image, toy_model
+from utils.cli import UserError
+
+OLD = {"matrices": "_matrix", "biases": "_bias", "factors": "_factor"}
+
+
+def old_spelling(name: str) -> str:
+    return re.sub(r"\.(matrices|biases|factors)\.(\d)", lambda m: f".{OLD[m[1]]}{m[2]}", name)
+
+
+def without_tables(weights: dict) -> dict:
+    return {
+        n: t for n, t in weights.items() if not n.endswith(("_offset", "_quantized_cdf", "_cdf_length", "scale_table"))
+    }
+
+
+FORMS = {
+    "filled tables": dict,
+    "no tables": without_tables,
+    "empty tables": lambda w: {n: t if n in without_tables(w) else t.flatten()[:0] for n, t in w.items()},
+    "old names": lambda w: {old_spelling(n): t for n, t in w.items()},
+    "module.": lambda w: {f"module.{n}": t for n, t in w.items()},
+    "all at once": lambda w: {f"module.{old_spelling(n)}": t for n, t in without_tables(w).items()},
+}
+
+
+@pytest.mark.parametrize("kind", TOYS)
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_loads(kind, form, tmp_path):
+    model, path = toy_model(kind), tmp_path / "checkpoint.pth.tar"
+    torch.save({"state_dict": FORMS[form](model.state_dict()), "epoch": 3, "optimizer": {"state": {}}}, path)
+    loaded = load_model(path)
+    assert type(loaded) is type(model) and loaded.config == model.config
+    assert loaded.fingerprint() == model.fingerprint()
+    x, quality = toy_image(64, 64), 20.0 if model.variable_rate else None
+    assert loaded.compress(x, quality, "fp64") == model.compress(x, quality, "fp64")
+
+
+def test_recorded_arguments_decide(tmp_path):
+    model, path = toy_model("dcae-no-msfa"), tmp_path / "own.pt"
+    record = {"name": "dcae", "config": model.config}
+    torch.save({"format": 1, "model": record, "state_dict": model.half().state_dict()}, path)
+    loaded = load_model(path)
+    assert loaded.config == model.config and loaded.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda w: w.pop("g_s.0.weight"), "missing: g_s.0.weight"),
+        (lambda w: w.update(extra=torch.zeros(1)), "not expected: extra"),
+        (lambda w: w.update({"g_s.0.weight": torch.zeros(2, 2)}), r"g_s.0.weight is \(2, 2\) instead of"),
+    ],
+)
+def test_wrong_tensors_are_named(change, message, tmp_path):
+    weights, path = toy_model("dcae").state_dict(), tmp_path / "wrong.pt"
+    change(weights)
+    torch.save({"state_dict": weights}, path)
+    with pytest.raises(UserError, match=message):
+        load_model(path)
+
+
+def test_what_is_no_checkpoint(tmp_path):
+    whole = tmp_path / "whole.pt"
+    torch.save({"state_dict": toy_model("dcae").state_dict()}, whole)
+    data = whole.read_bytes()
+    for name, content in {
+        "truncated": data[: len(data) // 2],
+        "empty": b"",
+        "text": b"hello",
+        "png": b"\x89PNG\r\n",
+    }.items():
+        path = tmp_path / f"{name}.pt"
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=name):
+            load_model(path)
+    torch.save({"state_dict": torch.nn.Linear(2, 2).state_dict()}, whole)
+    with pytest.raises(UserError, match="neither DCAE's nor TCM's nor ICWEM's"):
+        load_model(whole)
+    torch.save([1, 2], whole)
+    with pytest.raises(UserError, match="holds a list"):
+        load_model(whole)
+    with pytest.raises(UserError, match="no such checkpoint"):
+        load_model(tmp_path / "nowhere.pt")
+
+
+def test_no_code_is_run(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return (exit, (9,))
+
+    torch.save({"state_dict": Evil()}, tmp_path / "evil.pt")
+    with pytest.raises(UserError, match="evil.pt"):
+        load_model(tmp_path / "evil.pt")
+
+
+def test_detection_gives_the_published_sizes():
+    """Full-size models are told from their names and shapes alone."""
+    from models import DCAE
+
+    model = DCAE(depths=(1, 2, 3), msfa=2)
+    assert detect(model.state_dict())[1] == model.config

@@ -1,0 +1,123 @@
+"""The files of a folder one after another: what exists is kept, what fails is counted, processes share the work."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+from utils.cli import UserError
+from utils.tables import format_number, format_table
+
+
+@dataclass(frozen=True)
+class Job:
+    """A file to read, a file to write, and the name that both go by."""
+
+    name: str
+    source: Path
+    target: Path
+
+
+@dataclass
+class Outcome:
+    """What came of a job: "done", "kept" or "failed". pixels of the image, bytes of the .bin file, milliseconds."""
+
+    file: str
+    status: str
+    pixels: int | None = None
+    bytes: int | None = None
+    ms: float | None = None
+    message: str | None = None
+
+    @property
+    def bpp(self) -> float | None:
+        return 8 * self.bytes / self.pixels if self.bytes and self.pixels else None
+
+
+def process_share() -> tuple[int, int]:
+    """(rank, number of processes) under torchrun; (0, 1) otherwise."""
+    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+
+
+def find_files(data: Path, suffix: str, recursive: bool) -> list[Path]:
+    """The files of a folder with this suffix in any case, sorted, or the one file that `data` is.
+
+    Raises UserError where there is none.
+    """
+    if data.is_file():
+        return [data]
+    if not data.is_dir():
+        raise UserError(f"--data {data}: there is no such file or folder")
+    found = sorted(p for p in (data.rglob("*") if recursive else data.glob("*")) if p.suffix.lower() == suffix)
+    if not found:
+        hint = "" if recursive else "; --recursive looks into subfolders"
+        raise UserError(f"--data {data}: holds no {suffix} files{hint}")
+    return found
+
+
+def run_jobs(jobs: Sequence[Job], work: Callable[[Job], Outcome], overwrite: bool, label: str) -> list[Outcome]:
+    """Run this process's share of the jobs; a job that fails is reported on stderr and does not stop the others."""
+    rank, processes = process_share()
+    share = jobs[rank::processes]
+    bar = tqdm(share, desc=label, unit="file", disable=None if len(jobs) > 1 and rank == 0 else True)
+    return [run_job(job, work, overwrite) for job in bar]
+
+
+def run_job(job: Job, work: Callable[[Job], Outcome], overwrite: bool) -> Outcome:
+    """One job; whatever goes wrong with it becomes a line on stderr and a "failed" outcome."""
+    if job.target.exists() and not overwrite:
+        return Outcome(job.name, "kept", message=f"{job.target} exists; --overwrite replaces it")
+    try:
+        return work(job)
+    except (UserError, ValueError, OSError, MemoryError, RuntimeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        message = reason if reason.startswith(str(job.source)) else f"{job.source}: {reason}"
+        tqdm.write(f"error: {message}", file=sys.stderr)
+        return Outcome(job.name, "failed", message=message)
+
+
+def gather(outcomes: list[Outcome]) -> list[Outcome] | None:
+    """The outcomes of all processes in order of name, on the first process; None on the others."""
+    rank, processes = process_share()
+    if processes > 1:
+        import torch.distributed as distributed
+
+        distributed.init_process_group("gloo")
+        parts: list | None = [None] * processes if rank == 0 else None
+        distributed.gather_object(outcomes, parts)
+        distributed.destroy_process_group()
+        if rank:
+            return None
+        outcomes = [outcome for part in parts for outcome in part]
+    return sorted(outcomes, key=lambda outcome: outcome.file)
+
+
+def summarise(outcomes: Sequence[Outcome]) -> dict:
+    """Files as a list of dicts, and totals over those that are done."""
+    done = [o for o in outcomes if o.status == "done"]
+    total = Outcome("total", "done", sum(o.pixels for o in done), sum(o.bytes for o in done), sum(o.ms for o in done))
+    counts = {status: sum(o.status == status for o in outcomes) for status in ("done", "kept", "failed")}
+    files = [{**asdict(o), "bpp": o.bpp} for o in outcomes]
+    return {"files": files, "total": {**asdict(total), "bpp": total.bpp, **counts}}
+
+
+def format_summary(summary: dict) -> str:
+    """A row a file and the totals; kept and failed files are counted below."""
+    rows = [_row(file) for file in summary["files"] if file["status"] == "done"]
+    total = summary["total"]
+    lines = [format_table(("file", "pixels", "bytes", "bpp", "ms"), rows, _row(total))] if rows else []
+    if total["kept"]:
+        lines.append(f"{total['kept']} kept: the output exists; --overwrite replaces it")
+    if total["failed"]:
+        lines.append(f"{total['failed']} failed, see the lines above")
+    return "\n".join(lines)
+
+
+def _row(file: dict) -> tuple[str, ...]:
+    numbers = str(file["pixels"]), str(file["bytes"]), format_number(file["bpp"], 4), format_number(file["ms"], 0)
+    return (file["file"], *numbers)
