@@ -17,7 +17,7 @@ from utils.checkpoint import save_checkpoint
 from utils.cli import UserError
 from utils.curve import plan_points
 from utils.images import read_image, to_uint8
-from utils.reconstructions import reconstruction_names
+from utils.reconstructions import output_names
 
 ROOT = Path(__file__).parents[1]
 
@@ -204,9 +204,9 @@ def test_nothing_evaluated_writes_nothing(checkpoints, data, tmp_path):
 
 def test_reconstructions_never_share_a_name():
     names = [Path(name) for name in ("a.png", "b.jpg", "b.tif", "sub/b.jpg")]
-    assert [p.as_posix() for p in reconstruction_names(names)] == ["a.png", "b.jpg.png", "b.tif.png", "sub/b.png"]
+    assert [p.as_posix() for p in output_names(names)] == ["a.png", "b.jpg.png", "b.tif.png", "sub/b.png"]
     awkward = [Path(name) for name in ("a.jpg", "a.tif", "a.jpg.bmp")]
-    assert len(set(reconstruction_names(awkward))) == 3
+    assert len(set(output_names(awkward))) == 3
 
 
 def test_checkpoints_of_one_name_keep_their_reconstructions_apart():

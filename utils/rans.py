@@ -2,23 +2,19 @@
 
 "Asymmetric numeral systems" (Duda, 2013, arXiv:1311.2540), with a 64-bit state, 32-bit words and frequencies that add
 up to 2^16. Bytes are equal to those of CompressAI's coder for the same symbols, indexes and tables, escapes included;
-arrays instead of lists make it an order of magnitude faster. All loops release the interpreter lock.
-
-A symbol outside its table is escaped: the table's last entry, then how many groups of 4 bits follow (15 means "go
-on"), then the groups of the zigzag-mapped distance, each put without modelling.
+arrays instead of lists make it an order of magnitude faster. The loops are in `utils/rans_loops.py`, compiled by Numba
+when the first string is coded.
 """
 
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
-PRECISION = 16
+PRECISION = 16  # frequencies of a table add up to 2^16
 LOWER_BOUND = 1 << 31  # the state before the first and after the last symbol
-BYPASS_BITS, BYPASS_MAX = 4, 15
-BYPASS = 0xFFFF  # stands where a frequency minus one would: no table has a single symbol of probability one
-LOOKUP_BITS = 8  # the decoder starts its search from the top bits of the cumulative frequency
-OK, TOO_SHORT, BAD_ESCAPE = 0, 1, 2
+LOOKUP_BITS = 10  # the decoder starts its search from the top bits of the cumulative frequency
+MAX_WORDS = 2  # a symbol takes at most 16 bits, then 9 groups of 4 if escaped: at most two words leave the state
+REASONS = {1: "it needs more data than there is", 2: "it has an impossible escape"}  # what rans_loops.decode says
 
 
 class DesynchronisedError(ValueError):
@@ -29,63 +25,101 @@ class DesynchronisedError(ValueError):
 
 
 class Tables:
-    """Cumulative frequencies ready for coding, converted once.
+    """Cumulative frequencies ready for coding: checked, copied and converted once.
 
-    cdf (n, L) int32: row i rises from 0 to 65536 over `lengths[i]` entries, the last interval being the escape;
-    offsets (n,) int32: the symbol of each row's first interval. Raises ValueError for tables that are no such thing.
+    cdf (n, L) int32: row i rises from 0 to 65536 over its first `lengths[i]` entries, the last interval being the
+    escape; offsets (n,) int32: the symbol of each row's first interval. Raises ValueError for anything else.
     """
 
     def __init__(self, cdf: np.ndarray, lengths: np.ndarray, offsets: np.ndarray) -> None:
-        self.cdf = np.ascontiguousarray(cdf, np.int32)
-        self.lengths = np.ascontiguousarray(lengths, np.int32).ravel()
-        self.offsets = np.ascontiguousarray(offsets, np.int32).ravel()
+        self.cdf = _int32(cdf, "frequencies", dimensions=2)
+        self.lengths, self.offsets = _int32(lengths, "lengths"), _int32(offsets, "offsets")
         self._check()
+        self.steps = self._steps()
         self._lookup: np.ndarray | None = None
+        for array in (self.cdf, self.lengths, self.offsets, self.steps):
+            array.setflags(write=False)  # the compiled loops rely on what was checked
 
     def _check(self) -> None:
         rows = len(self.lengths)
-        if self.cdf.ndim != 2 or not (len(self.cdf) == rows == len(self.offsets)):
-            raise ValueError("entropy tables: cdf, lengths and offsets do not belong together")
+        if not (len(self.cdf) == rows == len(self.offsets)):
+            raise ValueError("entropy tables: frequencies, lengths and offsets do not belong together")
         if rows == 0 or self.lengths.min() < 3 or self.lengths.max() > self.cdf.shape[1]:
             raise ValueError("entropy tables: a row's length is out of range")
-        inside = np.arange(self.cdf.shape[1] - 1) < self.lengths[:, None] - 1
-        rising = (np.diff(self.cdf, axis=1) > 0) | ~inside
+        beyond = np.arange(1, self.cdf.shape[1]) >= self.lengths[:, None]
+        rises = ((self.cdf[:, 1:] > self.cdf[:, :-1]) | beyond).all()
         ends = self.cdf[np.arange(rows), self.lengths - 1]
-        if not (rising.all() and (self.cdf[:, 0] == 0).all() and (ends == 1 << PRECISION).all()):
+        if not (rises and (self.cdf[:, 0] == 0).all() and (ends == 1 << PRECISION).all()):
             raise ValueError("entropy tables: a row does not rise from 0 to 65536")
+
+    def _steps(self) -> np.ndarray:
+        """(n, L) uint32: of each interval, start in the high half and frequency minus one in the low half."""
+        steps = np.zeros(self.cdf.shape, np.uint32)
+        starts, ends = self.cdf[:, :-1].astype(np.int64), self.cdf[:, 1:].astype(np.int64)
+        steps[:, :-1] = (starts << PRECISION | (ends - starts - 1) & 0xFFFF) & 0xFFFFFFFF
+        return steps
 
     @property
     def lookup(self) -> np.ndarray:
-        """(n, 256) uint16: the last interval that starts at or before each 256th cumulative frequency."""
+        """(n, 1024) uint16: the interval that holds each 64th cumulative frequency."""
         if self._lookup is None:
             starts = np.arange(1 << LOOKUP_BITS) << (PRECISION - LOOKUP_BITS)
             rows = [np.searchsorted(row[:n], starts, "right") - 1 for row, n in zip(self.cdf, self.lengths)]
-            self._lookup = np.ascontiguousarray(rows, np.uint16)
+            self._lookup = np.array(rows, np.uint16)
+            self._lookup.setflags(write=False)
         return self._lookup
+
+    def rows(self, indexes: np.ndarray) -> np.ndarray:
+        """`indexes` (n,) of any integer type as int32. Raises ValueError where one points at no row."""
+        indexes = _int32(indexes, "indexes")
+        if indexes.size and (indexes.min() < 0 or indexes.max() >= len(self.lengths)):
+            raise ValueError("an index points outside the entropy tables")
+        return indexes
+
+    def check_symbols(self, symbols: np.ndarray, rows: np.ndarray) -> None:
+        """Raise ValueError where the escape of a symbol (n,) would not fit 32 bits."""
+        if not symbols.size:
+            return
+        below, above = (int(edge) - bound for edge, bound in zip((symbols.min(), symbols.max()), self._reach()))
+        if below < 0 or above > 0:  # only then look at each symbol under its own row
+            values = symbols.astype(np.int64) - self.offsets[rows]
+            if (values < -(2**31)).any() or (values - self.lengths[rows] + 2 >= 2**31).any():
+                raise ValueError("a symbol is too far outside its entropy table to be coded")
+
+    def _reach(self) -> tuple[int, int]:
+        """The smallest and the largest symbol that every row can code."""
+        ends = self.offsets.astype(np.int64) + self.lengths - 2
+        return int(self.offsets.max()) - 2**31, int(ends.min()) + 2**31 - 1
 
 
 class Encoder:
     """Collects the symbols of one string; rANS then runs backwards over all of them."""
 
     def __init__(self) -> None:
-        self._steps: list[np.ndarray] = []
+        self._parts: list[tuple[np.ndarray, np.ndarray, Tables]] = []
 
     def put(self, symbols: np.ndarray, indexes: np.ndarray, tables: Tables) -> None:
-        """Append symbols (n,) int32 coded under rows `indexes` (n,) of `tables`. Raises ValueError for a bad index."""
-        symbols, indexes = np.ascontiguousarray(symbols, np.int32), _checked(indexes, tables)
-        if symbols.shape != indexes.shape:
+        """Append symbols (n,) int32 coded under rows `indexes` (n,) of `tables`; both are copied.
+
+        Raises ValueError for an index outside the tables and for a symbol some 2^31 away from its table.
+        """
+        symbols, rows = _int32(symbols, "symbols"), tables.rows(indexes)
+        if len(symbols) != len(rows):
             raise ValueError("there must be one index for each symbol")
-        count = _count_steps(symbols, indexes, tables.lengths, tables.offsets)
-        steps = np.empty(count, np.uint32)
-        _fill_steps(symbols, indexes, tables.cdf, tables.lengths, tables.offsets, steps)
-        self._steps.append(steps)
+        tables.check_symbols(symbols, rows)
+        self._parts.append((symbols, rows, tables))
 
     def finish(self) -> bytes:
-        """The string; little-endian 32-bit words, at least two of them."""
-        steps = np.concatenate(self._steps) if self._steps else np.empty(0, np.uint32)
-        words = np.empty(len(steps) + 2, np.uint32)
-        first = _encode(steps, words)
-        return words[first:].astype("<u4").tobytes()
+        """The string: little-endian 32-bit words, at least two of them."""
+        from utils.rans_loops import encode
+
+        words = np.empty(MAX_WORDS * sum(len(part[0]) for part in self._parts) + 2, np.uint32)
+        position = np.array([LOWER_BOUND, len(words)], np.uint64)  # state, first word written
+        for symbols, rows, tables in reversed(self._parts):
+            encode(symbols, rows, tables.steps, tables.lengths, tables.offsets, words, position)
+        state, first = (int(value) for value in position)
+        words[first - 2], words[first - 1] = state & 0xFFFFFFFF, state >> 32
+        return words[first - 2 :].astype("<u4").tobytes()
 
 
 class Decoder:
@@ -95,179 +129,42 @@ class Decoder:
         if len(data) < 8 or len(data) % 4:
             raise DesynchronisedError(f"{len(data)} bytes are no entropy-coded string")
         self._words = np.frombuffer(data, "<u4").astype(np.uint32)
-        self._state = np.array([int(self._words[0]) | int(self._words[1]) << 32, 2], np.uint64)  # state, words read
+        self._position = np.array([int(self._words[0]) | int(self._words[1]) << 32, 2], np.uint64)  # state, words read
+        if not LOWER_BOUND <= int(self._position[0]) < LOWER_BOUND << 32:
+            raise DesynchronisedError("no string begins like this")
 
     def get(self, indexes: np.ndarray, tables: Tables) -> np.ndarray:
-        """Symbols (n,) int32 coded under rows `indexes` (n,). Raises DesynchronisedError where the string is over."""
-        indexes = _checked(indexes, tables)
-        symbols = np.empty(len(indexes), np.int32)
-        status = _decode(
-            self._words, self._state, indexes, tables.cdf, tables.lengths, tables.offsets, tables.lookup, symbols
-        )
-        if status != OK:
-            raise DesynchronisedError(
-                "it needs more data than there is" if status == TOO_SHORT else "impossible escape"
-            )
+        """Symbols (n,) int32 coded under rows `indexes` (n,).
+
+        Raises DesynchronisedError where the string is over or an escape exceeds 32 bits, ValueError for a bad index.
+        """
+        from utils.rans_loops import decode
+
+        rows = tables.rows(indexes)
+        symbols = np.empty(len(rows), np.int32)
+        table = (tables.steps, tables.lengths, tables.offsets, tables.lookup)
+        status = decode(self._words, self._position, rows, *table, symbols)
+        if status:
+            raise DesynchronisedError(REASONS[status])
         return symbols
 
     def check_end(self) -> None:
         """Raise DesynchronisedError unless every word is read and the state is back where encoding began."""
-        left = len(self._words) - int(self._state[1])
+        left = len(self._words) - int(self._position[1])
         if left:
             raise DesynchronisedError(f"{left} words are left over")
-        if int(self._state[0]) != LOWER_BOUND:
+        if int(self._position[0]) != LOWER_BOUND:
             raise DesynchronisedError("its final state is wrong")
 
 
-def _checked(indexes: np.ndarray, tables: Tables) -> np.ndarray:
-    indexes = np.ascontiguousarray(indexes, np.int32)
-    if len(indexes) and (indexes.min() < 0 or indexes.max() >= len(tables.lengths)):
-        raise ValueError("an index points outside the entropy tables")
-    return indexes
-
-
-def _compiled(function):
-    """Compile on first use and keep the result on disk, or in memory only where no folder can be written to."""
-    try:
-        return njit(cache=True, nogil=True)(function)
-    except RuntimeError:
-        return njit(nogil=True)(function)
-
-
-@_compiled
-def _escape(symbol, length, offset):
-    """(interval, zigzag-mapped distance) of a symbol; the distance counts only in the last interval."""
-    value, last = np.int64(symbol) - offset, np.int64(length) - 2
-    if value < 0:
-        return last, -2 * value - 1
-    if value >= last:
-        return last, 2 * (value - last)
-    return value, np.int64(0)
-
-
-@_compiled
-def _groups(distance):
-    groups = 0
-    while distance >> (groups * BYPASS_BITS):
-        groups += 1
-    return groups
-
-
-@_compiled
-def _count_steps(symbols, indexes, lengths, offsets):
-    count = 0
-    for i in range(len(symbols)):
-        row = indexes[i]
-        value, distance = _escape(symbols[i], lengths[row], offsets[row])
-        count += 1
-        if value == lengths[row] - 2:
-            groups = _groups(distance)
-            count += groups // BYPASS_MAX + 1 + groups
-    return count
-
-
-@_compiled
-def _fill_steps(symbols, indexes, cdf, lengths, offsets, steps):
-    """One step a put: start in the high half, frequency minus one (or BYPASS) in the low half."""
-    n = 0
-    for i in range(len(symbols)):
-        row = indexes[i]
-        value, distance = _escape(symbols[i], lengths[row], offsets[row])
-        start = cdf[row, value]
-        steps[n] = np.uint32((start << 16) | (cdf[row, value + 1] - start - 1))
-        n += 1
-        if value == lengths[row] - 2:
-            groups = _groups(distance)
-            left = groups
-            while left >= BYPASS_MAX:
-                steps[n] = np.uint32((BYPASS_MAX << 16) | BYPASS)
-                n += 1
-                left -= BYPASS_MAX
-            steps[n] = np.uint32((left << 16) | BYPASS)
-            n += 1
-            for j in range(groups):
-                steps[n] = np.uint32((((distance >> (j * BYPASS_BITS)) & BYPASS_MAX) << 16) | BYPASS)
-                n += 1
-
-
-@_compiled
-def _encode(steps, words):
-    """Fill `words` from the end; return where the string begins."""
-    state, at = np.uint64(LOWER_BOUND), len(words)
-    for i in range(len(steps) - 1, -1, -1):
-        start, frequency = np.uint64(steps[i] >> 16), np.uint64(steps[i] & 0xFFFF)
-        bypass = frequency == np.uint64(BYPASS)
-        frequency = np.uint64(1 << (PRECISION - BYPASS_BITS)) if bypass else frequency + np.uint64(1)
-        if state >= frequency << np.uint64(47):  # ((LOWER_BOUND >> 16) << 32) * frequency
-            at -= 1
-            words[at] = np.uint32(state & np.uint64(0xFFFFFFFF))
-            state >>= np.uint64(32)
-        if bypass:
-            state = (state << np.uint64(BYPASS_BITS)) | start
-        else:
-            state = ((state // frequency) << np.uint64(PRECISION)) + state % frequency + start
-    words[at - 1] = np.uint32(state >> np.uint64(32))
-    words[at - 2] = np.uint32(state & np.uint64(0xFFFFFFFF))
-    return at - 2
-
-
-@_compiled
-def _read_bypass(words, state, at):
-    """(value of 4 bits, state, words read), or a value of -1 at the end of the words."""
-    value = np.int64(state & np.uint64(BYPASS_MAX))
-    state >>= np.uint64(BYPASS_BITS)
-    if state < np.uint64(LOWER_BOUND):
-        if at >= len(words):
-            return np.int64(-1), state, at
-        state = (state << np.uint64(32)) | np.uint64(words[at])
-        at += 1
-    return value, state, at
-
-
-@_compiled
-def _read_distance(words, state, at):
-    """(zigzag-mapped distance, state, words read), or -1 at the end, -2 where the distance exceeds 32 bits."""
-    groups = np.int64(0)
-    while True:
-        value, state, at = _read_bypass(words, state, at)
-        if value < 0:
-            return value, state, at
-        groups += value
-        if groups > 8:
-            return np.int64(-2), state, at
-        if value < BYPASS_MAX:
-            break
-    distance = np.int64(0)
-    for j in range(groups):
-        value, state, at = _read_bypass(words, state, at)
-        if value < 0:
-            return value, state, at
-        distance |= value << (j * BYPASS_BITS)
-    return distance, state, at
-
-
-@_compiled
-def _decode(words, position, indexes, cdf, lengths, offsets, lookup, symbols):
-    state, at = position[0], np.int64(position[1])
-    for i in range(len(indexes)):
-        row = indexes[i]
-        cumulative = np.int64(state & np.uint64(0xFFFF))
-        value = np.int64(lookup[row, cumulative >> (PRECISION - LOOKUP_BITS)])
-        while cdf[row, value + 1] <= cumulative:
-            value += 1
-        start, end = np.int64(cdf[row, value]), np.int64(cdf[row, value + 1])
-        state = np.uint64(end - start) * (state >> np.uint64(PRECISION)) + np.uint64(cumulative - start)
-        if state < np.uint64(LOWER_BOUND):
-            if at >= len(words):
-                return TOO_SHORT
-            state = (state << np.uint64(32)) | np.uint64(words[at])
-            at += 1
-        last = np.int64(lengths[row]) - 2
-        if value == last:
-            distance, state, at = _read_distance(words, state, at)
-            if distance < 0:
-                return TOO_SHORT if distance == -1 else BAD_ESCAPE
-            value = -(distance >> 1) - 1 if distance & 1 else (distance >> 1) + last
-        symbols[i] = np.int32(value + offsets[row])
-    position[0], position[1] = state, np.uint64(at)
-    return OK
+def _int32(values: np.ndarray, what: str, dimensions: int = 1) -> np.ndarray:
+    """A contiguous int32 copy. Raises ValueError where values are no integers, do not fit, or have another shape."""
+    values = np.asarray(values)
+    if values.ndim != dimensions:
+        raise ValueError(f"{what}: an array of {dimensions} dimension(s) is needed, not {values.ndim}")
+    if values.size and values.dtype.kind not in "iu":
+        raise ValueError(f"{what}: integers are needed, not {values.dtype}")
+    copy = np.array(values, np.int32, order="C")
+    if values.dtype.itemsize >= 4 and values.dtype != np.int32 and not np.array_equal(copy, values):
+        raise ValueError(f"{what}: a value does not fit 32 bits")
+    return copy

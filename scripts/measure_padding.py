@@ -1,0 +1,51 @@
+"""What padding costs: bytes of files whose sides are no multiples of 128, for each way of filling up the sides.
+
+    python scripts/measure_padding.py --data photos [--checkpoint FILE] [--quality Q]
+
+Crops of each image in sizes that need much and little padding are compressed; the sum of the bytes is printed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from models import load_model  # noqa: E402
+from utils.cli import run_program  # noqa: E402
+from utils.codec import compress_image  # noqa: E402
+from utils.images import find_images, read_image, to_tensor  # noqa: E402
+from utils.tables import format_table  # noqa: E402
+
+SIZES = ((130, 130), (200, 312), (255, 383), (300, 500), (400, 450))
+MODES = ("zero", "replicate", "reflect")
+
+
+def main(argv: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True, help="folder of images, at least 400x500")
+    parser.add_argument("--checkpoint", type=Path, required=True)
+    parser.add_argument("--quality", type=float, help="for variable-rate models")
+    args = parser.parse_args(argv)
+    model, images = load_model(args.checkpoint), [to_tensor(read_image(p)[0]) for p in find_images(args.data)]
+    rows, totals = [], dict.fromkeys(MODES, 0)
+    for height, width in SIZES:
+        crops = [x[..., :height, :width] for x in images]
+        sizes = {mode: sum(code(model, x, mode, args.quality) for x in crops) for mode in MODES}
+        totals = {mode: totals[mode] + sizes[mode] for mode in MODES}
+        rows.append((f"{height}x{width}", *(str(sizes[mode]) for mode in MODES)))
+    print(format_table(("size", *MODES), rows, ("total", *(str(totals[mode]) for mode in MODES))))
+
+
+def code(model: torch.nn.Module, x: torch.Tensor, mode: str, quality: float | None) -> int:
+    """Bytes of the file of one crop."""
+    return len(compress_image(model, x, quality, "fp32", mode))
+
+
+if __name__ == "__main__":
+    run_program(main)

@@ -1,0 +1,118 @@
+"""Portable files decode to the same symbols however the sums are ordered, today and for ever."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import itertools
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from models.coders import SymbolCheck
+from tests.toys import TOYS, toy_model
+from utils.codec import compress_image, decompress_image, latent_shape, open_file, verify_file, without_onednn
+from utils.images import read_image, to_tensor
+
+HERE = Path(__file__).parent
+SAMPLES = HERE.parent / "assets" / "samples"
+QUALITY = 62.5
+
+
+@contextlib.contextmanager
+def environment(threads: int, onednn: bool, explicit: bool):
+    """Another order of summation: threads, oneDNN on or off, attention as an explicit softmax or fused."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with contextlib.ExitStack() as stack:
+            if not onednn:
+                stack.enter_context(without_onednn())
+            if explicit:
+                stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+            yield
+    finally:
+        torch.set_num_threads(before)
+
+
+ENVIRONMENTS = list(itertools.product((1, 2), (True, False), (True, False)))
+
+
+def photo(name: str, side: int = 144) -> torch.Tensor:
+    return to_tensor(read_image(SAMPLES / f"{name}.png")[0][100 : 100 + side, 200 : 200 + side + 33])
+
+
+@pytest.mark.parametrize("kind", TOYS)
+def test_matrix_of_environments(kind):
+    """A file written under each decodes under every other, and all files are the same."""
+    model, x = toy_model(kind), photo("city")
+    quality = QUALITY if model.variable_rate else None
+    files = set()
+    for chosen in ENVIRONMENTS:
+        with environment(*chosen):
+            files.add(compress_image(model, x.clone(), quality))
+    for data in files:
+        for chosen in ENVIRONMENTS:
+            with environment(*chosen):
+                decompress_image(model, data)  # raises where a symbol differs
+
+
+def test_verify_notices_fast_files_that_fail_elsewhere():
+    """A model whose scales hang on the last bits of float32 sums: its fast file fails, its portable one does not."""
+    from utils.bitstream import BitstreamError
+
+    model, x = toy_model("dcae"), photo("grass")
+    chaos = 3e6  # turns differences in the last place into whole levels
+    for network in model.cc_scale_transforms:
+        network[4].weight.data.mul_(chaos)
+        network[4].bias.data.mul_(0)
+    model.update(force=True)
+    fast, portable = compress_image(model, x, arithmetic="fp32"), compress_image(model, x)
+    verify_file(model, portable)
+    with pytest.raises(BitstreamError, match="--arithmetic fp64"):
+        verify_file(model, fast)
+
+
+PORTABLE_FILES = sorted((HERE / "portable").glob("*.bin"))
+
+
+@pytest.mark.parametrize("path", PORTABLE_FILES, ids=lambda p: p.stem)
+def test_files_of_the_past_decode(path, monkeypatch):
+    """Files committed once, with the hash of their symbols: no later change may break what people have stored."""
+    model, digest = toy_model(path.stem), hashlib.sha256()
+    monkeypatch.setattr(SymbolCheck, "add", recorder(digest, SymbolCheck.add))
+    stream = open_file(model, path.read_bytes())
+    model.decompress_latent([[s] for s in stream.strings], latent_shape(model, stream), stream.arithmetic)
+    assert digest.hexdigest() == path.with_suffix(".sha256").read_text().strip()
+
+
+def test_there_are_files_of_every_kind():
+    assert [path.stem for path in PORTABLE_FILES] == sorted(TOYS)
+
+
+def recorder(digest, original):
+    def add(self, symbols) -> None:
+        digest.update(symbols.astype("<i4").tobytes())
+        original(self, symbols)
+
+    return add
+
+
+def write_files() -> None:
+    """Write the files of the past anew: only for a new kind of model, never for an old one."""
+    for kind in TOYS:
+        path = HERE / "portable" / f"{kind}.bin"
+        if not path.exists():
+            model, digest = toy_model(kind), hashlib.sha256()
+            path.write_bytes(compress_image(model, photo("flowers", 60), QUALITY if model.variable_rate else None))
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(SymbolCheck, "add", recorder(digest, SymbolCheck.add))
+                stream = open_file(model, path.read_bytes())
+                model.decompress_latent([[s] for s in stream.strings], latent_shape(model, stream), "fp64")
+            path.with_suffix(".sha256").write_text(digest.hexdigest() + "\n")
+
+
+if __name__ == "__main__":
+    write_files()
