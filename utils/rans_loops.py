@@ -29,11 +29,10 @@ def compiled(function):
 @compiled
 def _make_room(state, at, words, frequency):
     """Move the low word out where the state would outgrow 63 bits: (state, place of the first word)."""
-    if state >= frequency << np.uint64(63 - PRECISION):
-        at -= 1
-        words[at] = np.uint32(state & np.uint64(0xFFFFFFFF))
-        state >>= np.uint64(32)
-    return state, at
+    if state < frequency << np.uint64(63 - PRECISION):
+        return state, at
+    words[at - 1] = np.uint32(state & np.uint64(0xFFFFFFFF))
+    return state >> np.uint64(32), at - 1
 
 
 @compiled

@@ -1,0 +1,41 @@
+"""The README tells the truth: its commands parse, its files exist."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+COMMANDS = [line for line in README.splitlines() if re.match(r"python \S+\.py ", line)]
+
+
+@pytest.mark.parametrize("program", sorted({line.split()[1] for line in COMMANDS}))
+def test_flags_exist(program):
+    done = subprocess.run([sys.executable, program, "--help"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0
+    used = {word for line in COMMANDS if f" {program} " in line for word in shlex.split(line) if word.startswith("--")}
+    assert used and all(re.search(rf"(^|[\s,\[]){flag}\b", done.stdout) for flag in used)
+
+
+def test_files_and_targets_exist():
+    tree = README.split("## Files")[1].split("```")[1]
+    named = re.findall(r"[\w./]+\.(?:py|md|txt|toml|cff)\b|\b\w+/(?=\s|$)|Makefile|LICENSE", tree)
+    folders = ["", "models", "utils", "scripts", "tests", "docs", "assets"]
+    for name in named:
+        assert any((ROOT / folder / name).exists() for folder in folders), name
+    for entry in (p.name for p in ROOT.iterdir()):
+        if not entry.startswith(".") and entry not in {"README.md", "demo", "results", "runs"}:
+            assert entry in tree or f"{entry}/" in tree, f"{entry} is missing from the README's file tree"
+    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.M))
+    assert set(re.findall(r"\bmake (\w+)", README)) - {"without"} <= targets | {"make"}
+
+
+def test_links_lead_somewhere():
+    for link in re.findall(r"\]\((?!http)([^)#]+)", README):
+        assert (ROOT / link).exists(), link
