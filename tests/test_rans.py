@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import importlib.util
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 from compressai._CXX import pmf_to_quantized_cdf
 from compressai.ans import BufferedRansEncoder, RansDecoder
 
+import utils.rans_loops
 from models.layers.entropy_models import gaussian_pmf, published_scale_table
 from utils.entropy_tables import quantize_pmf, quantize_pmfs
 from utils.rans import Decoder, DesynchronisedError, Encoder, Tables
@@ -20,14 +26,23 @@ def tables() -> Tables:
 
 
 def draw(tables: Tables, count: int, seed: int, escapes: float = 0.01) -> tuple[np.ndarray, np.ndarray]:
-    """Symbols of the tables' own scales, some far outside, and their indexes."""
+    """Symbols of the tables' own scales, some far outside, and their indexes.
+
+    Distances stay below 2^27: CompressAI shifts a 32-bit number by 32 bits, which C++ leaves undefined, above that.
+    """
     rng = np.random.default_rng(seed)
     indexes = rng.integers(0, len(tables.lengths), count).astype(np.int32)
-    symbols = np.round(rng.standard_normal(count) * published_scale_table()[indexes]).astype(np.int64)
+    symbols = np.round(rng.standard_normal(count) * published_scale_table()[indexes % 64]).astype(np.int64)
     far = rng.random(count) < escapes
-    # CompressAI does not come back from distances of 2^27 and more
-    symbols[far] += (rng.choice([-1, 1], far.sum()) * 2.0 ** rng.uniform(1, 26, far.sum())).astype(np.int64)
+    symbols[far] += (rng.choice([-1, 1], far.sum()) * 2.0 ** rng.uniform(1, 26.9, far.sum())).astype(np.int64)
     return symbols.astype(np.int32), indexes
+
+
+def random_tables(seed: int, rows: int = 40) -> Tables:
+    """Tables of any shape: nearly certain, flat, short, long, with offsets on either side."""
+    rng = np.random.default_rng(seed)
+    pmfs = [rng.dirichlet(np.full(rng.integers(2, 900), 10 ** rng.uniform(-2, 2))) for _ in range(rows)]
+    return Tables(*quantize_pmfs([pmf.astype(np.float32) for pmf in pmfs]), rng.integers(-900, 900, rows))
 
 
 def encode(symbols, indexes, tables) -> bytes:
@@ -36,19 +51,50 @@ def encode(symbols, indexes, tables) -> bytes:
     return encoder.finish()
 
 
+def decode(data: bytes, indexes, tables) -> np.ndarray:
+    decoder = Decoder(data)
+    symbols = decoder.get(indexes, tables)
+    decoder.check_end()
+    return symbols
+
+
+def by_hand(symbols, indexes, tables, spoil_groups: int | None = None) -> bytes:
+    """The same coder in Python's unbounded integers, straight from the definition.
+
+    `spoil_groups` is written in place of the number of groups of an escape.
+    """
+    steps = []
+    for symbol, row in zip(symbols.tolist(), indexes.tolist()):
+        value, last = symbol - int(tables.offsets[row]), int(tables.lengths[row]) - 2
+        index = value if 0 <= value < last else last
+        steps.append((int(tables.cdf[row, index]), int(tables.cdf[row, index + 1] - tables.cdf[row, index])))
+        if index == last:
+            distance = 2 * (value - last) if value >= 0 else -2 * value - 1
+            groups = [distance >> shift & 15 for shift in range(0, distance.bit_length(), 4)]
+            count = len(groups) if spoil_groups is None else spoil_groups
+            steps += [(group, None) for group in (count, *groups)]
+    state, words = 1 << 31, []
+    for start, frequency in reversed(steps):
+        if state >= (frequency or 1 << 12) << 47:
+            words.append(state & 0xFFFFFFFF)
+            state >>= 32
+        state = state // frequency * 65536 + state % frequency + start if frequency else state << 4 | start
+    words += [state >> 32, state & 0xFFFFFFFF]
+    return np.array(words[::-1], "<u4").tobytes()
+
+
 @pytest.mark.parametrize("count", [17, 1000, 50000])  # CompressAI's own encoder overruns its buffer on a few symbols
-@pytest.mark.parametrize("seed", range(4))
-def test_bytes_are_compressais(tables, count, seed):
-    symbols, indexes = draw(tables, count, seed, escapes=0.05 * seed)
-    rows = [row[:n].tolist() for row, n in zip(tables.cdf, tables.lengths)]
+@pytest.mark.parametrize("kind", ["gaussian", 0, 1, 2])
+@pytest.mark.parametrize("escapes", [0, 0.05, 0.5])
+def test_bytes_are_compressais(tables, count, kind, escapes):
+    used = tables if kind == "gaussian" else random_tables(kind)
+    symbols, indexes = draw(used, count, count, escapes)
+    lists = ([row[:n].tolist() for row, n in zip(used.cdf, used.lengths)], used.lengths.tolist(), used.offsets.tolist())
     theirs = BufferedRansEncoder()
-    lists = (rows, tables.lengths.tolist(), tables.offsets.tolist())
     theirs.encode_with_indexes(symbols.tolist(), indexes.tolist(), *lists)
     data = theirs.flush()
-    assert encode(symbols, indexes, tables) == data
-    decoder = Decoder(data)
-    assert np.array_equal(decoder.get(indexes, tables), symbols)
-    decoder.check_end()
+    assert encode(symbols, indexes, used) == data
+    assert np.array_equal(decode(data, indexes, used), symbols)
     reader = RansDecoder()
     reader.set_stream(data)
     assert reader.decode_stream(indexes.tolist(), *lists) == symbols.tolist()
@@ -56,22 +102,55 @@ def test_bytes_are_compressais(tables, count, seed):
 
 @pytest.mark.parametrize("count", [0, 1, 2, 5])
 def test_few_symbols(tables, count):
-    symbols, indexes = draw(tables, count, 6)
-    decoder = Decoder(encode(symbols, indexes, tables))
-    assert np.array_equal(decoder.get(indexes, tables), symbols)
-    decoder.check_end()
+    symbols, indexes = draw(tables, count, 6, escapes=0.5)
+    data = encode(symbols, indexes, tables)
+    assert data == by_hand(symbols, indexes, tables)
+    assert np.array_equal(decode(data, indexes, tables), symbols)
+
+
+def test_nothing_put_is_the_bare_state(tables):
+    assert Encoder().finish() == b"\0\0\0\x80\0\0\0\0"
+    assert len(decode(Encoder().finish(), [], tables)) == 0
+
+
+def test_the_largest_escapes_come_back(tables):
+    """Only escapes, all of 32 bits: the most words that a symbol can take."""
+    symbols = np.tile(np.array([2**31 - 1, -(2**31), 2**31 - 2, 1 - 2**31], np.int32), 500)
+    row = int(np.argmax(tables.lengths))
+    indexes = np.full(len(symbols), row)
+    data = encode(symbols, indexes, tables)
+    assert data == by_hand(symbols, indexes, tables)
+    assert np.array_equal(decode(data, indexes, tables), symbols)
+
+
+def test_symbols_too_far_away_are_refused():
+    cdf, lengths = np.array([[0, 9, 65536]] * 2), np.array([3, 3])
+    tables = Tables(cdf, lengths, np.array([7, -7]))
+    for symbol, row in ((-(2**31), 0), (2**31 - 1, 1)):
+        with pytest.raises(ValueError, match="too far"):
+            encode(np.array([symbol]), np.array([row]), tables)
+        assert decode(encode([symbol], [1 - row], tables), [1 - row], tables).tolist() == [symbol]
 
 
 def test_many_puts_are_one(tables):
     symbols, indexes = draw(tables, 5000, 1)
     encoder = Encoder()
     for part in np.array_split(np.arange(5000), 7):
-        encoder.put(symbols[part], indexes[part], tables)
+        mine = symbols[part]
+        encoder.put(mine, indexes[part].astype(np.uint8), tables)
+        mine[:] = 0  # the encoder keeps a copy
     data = encoder.finish()
-    assert data == encode(symbols, indexes, tables)
+    assert data == encode(symbols, indexes, tables) == by_hand(symbols, indexes, tables)
     decoder = Decoder(data)
     parts = [decoder.get(indexes[part], tables) for part in np.array_split(np.arange(5000), 3)]
     assert np.array_equal(np.concatenate(parts), symbols)
+
+
+def test_threads_share_tables(tables):
+    cases = [draw(tables, 20000, seed) for seed in range(8)]
+    with ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(lambda case: decode(encode(*case, tables), case[1], tables), cases))
+    assert all(np.array_equal(result, case[0]) for result, case in zip(results, cases))
 
 
 def test_cutting_a_word_anywhere_is_noticed(tables):
@@ -79,18 +158,45 @@ def test_cutting_a_word_anywhere_is_noticed(tables):
     data = encode(symbols, indexes, tables)
     for at in range(0, len(data), 4):
         with pytest.raises(DesynchronisedError):
-            decoder = Decoder(data[:at] + data[at + 4 :])
-            decoder.get(indexes, tables)
-            decoder.check_end()
+            decode(data[:at] + data[at + 4 :], indexes, tables)
+    with pytest.raises(DesynchronisedError, match="left over"):
+        decode(data + bytes(4), indexes, tables)
+
+
+def test_every_flipped_bit_is_noticed(tables):
+    symbols, indexes = draw(tables, 150, 7)
+    data = encode(symbols, indexes, tables)
+    for bit in range(8 * len(data)):
+        broken = bytearray(data)
+        broken[bit // 8] ^= 1 << bit % 8
+        with pytest.raises(DesynchronisedError):
+            decode(bytes(broken), indexes, tables)
 
 
 def test_random_bytes_end_in_an_error(tables):
-    rng, indexes = np.random.default_rng(3), np.full(2000, 5, np.int32)
-    for length in (0, 1, 7, 8, 12, 64, 400):
+    rng, kinds = np.random.default_rng(3), [tables, random_tables(5)]
+    for case in range(1000):
+        data = rng.bytes(int(rng.choice([0, 1, 7, 8, 12, 64, 401, 4000])))
+        data = bytes(len(data)) if case % 50 == 0 else b"\xff" * len(data) if case % 50 == 1 else data
+        used = kinds[case % 2]
         with pytest.raises(DesynchronisedError):
-            decoder = Decoder(rng.bytes(length))
-            decoder.get(indexes, tables)
-            decoder.check_end()
+            decode(data, rng.integers(0, len(used.lengths), 3000), used)
+
+
+@pytest.mark.parametrize("groups", [9, 14, 15])
+def test_an_endless_escape_is_refused(tables, groups):
+    symbols, indexes = np.array([2**30, 3], np.int32), np.array([5, 5])
+    assert by_hand(symbols, indexes, tables) == encode(symbols, indexes, tables)
+    with pytest.raises(DesynchronisedError, match="impossible escape"):
+        Decoder(by_hand(symbols, indexes, tables, groups)).get(indexes, tables)
+
+
+def test_an_escape_beyond_32_bits_is_refused():
+    """Written with a table further left than the one it is read with."""
+    written, read = (Tables(np.array([[0, 9, 65536]]), np.array([3]), np.array([o])) for o in (0, 1000))
+    data = encode([2**31 - 1], [0], written)
+    with pytest.raises(DesynchronisedError, match="impossible escape"):
+        Decoder(data).get([0], read)
 
 
 def test_one_wrong_index_is_noticed(tables):
@@ -99,18 +205,56 @@ def test_one_wrong_index_is_noticed(tables):
     wrong = indexes.copy()
     wrong[100] = (wrong[100] + 1) % 64
     with pytest.raises(DesynchronisedError):
-        decoder = Decoder(data)
-        decoder.get(wrong, tables)
-        decoder.check_end()
+        decode(data, wrong, tables)
 
 
-def test_bad_arguments(tables):
+@pytest.mark.parametrize(
+    ("symbols", "indexes", "message"),
+    [
+        ([0], [64], "outside the entropy tables"),
+        ([0], [-1], "outside the entropy tables"),
+        ([0], [2**32], "does not fit 32 bits"),
+        ([2**31], [0], "does not fit 32 bits"),
+        ([0, 0], [1], "one index for each"),
+        ([0.5], [1], "integers are needed"),
+        ([[0]], [[1]], "dimension"),
+    ],
+)
+def test_bad_arguments(tables, symbols, indexes, message):
+    with pytest.raises(ValueError, match=message):
+        encode(np.array(symbols), np.array(indexes), tables)
+
+
+def test_bad_index_when_decoding(tables):
     with pytest.raises(ValueError, match="outside the entropy tables"):
-        encode(np.zeros(1, np.int32), np.array([64]), tables)
-    with pytest.raises(ValueError, match="one index for each"):
-        encode(np.zeros(2, np.int32), np.array([1]), tables)
-    with pytest.raises(ValueError, match="does not rise"):
-        Tables(np.array([[0, 5, 5, 65536]]), np.array([4]), np.array([0]))
+        Decoder(Encoder().finish()).get(np.array([64]), tables)
+
+
+@pytest.mark.parametrize(
+    ("row", "length", "message"),
+    [
+        ([0, 5, 5, 65536], 4, "does not rise"),
+        ([0, 9, 5, 65536], 4, "does not rise"),
+        ([1, 5, 9, 65536], 4, "does not rise"),
+        ([0, 5, 9, 65535], 4, "does not rise"),
+        ([0, 5, 65536, 0], 4, "does not rise"),
+        ([0, 2**31 - 1, -(2**31), -1, 65536], 5, "does not rise"),  # its 32-bit differences are all positive
+        ([0, 5, 9, 65536], 5, "length is out of range"),
+        ([0, 65536], 2, "length is out of range"),
+        ([0, 5, 9, 65536], -1, "length is out of range"),
+        ([0, 5, 9, 2**32 + 65536], 4, "does not fit"),
+    ],
+)
+def test_bad_tables(row, length, message):
+    with pytest.raises(ValueError, match=message):
+        Tables(np.array([row]), np.array([length]), np.array([0]))
+
+
+def test_tables_that_do_not_belong_together():
+    with pytest.raises(ValueError, match="belong together"):
+        Tables(np.array([[0, 9, 65536]]), np.array([3, 3]), np.array([0]))
+    with pytest.raises(ValueError, match="length is out of range"):
+        Tables(np.empty((0, 3), np.int32), np.empty(0, np.int32), np.empty(0, np.int32))
 
 
 def test_frequencies_are_compressais():
@@ -119,3 +263,24 @@ def test_frequencies_are_compressais():
         for sharpness in (0.1, 3, 40):
             pmf = rng.dirichlet(np.full(length, 1 / sharpness)).astype(np.float32)
             assert quantize_pmf(pmf).tolist() == list(pmf_to_quantized_cdf(pmf.tolist(), 16))
+
+
+def test_numba_waits_until_it_is_needed():
+    code = "import sys, utils.rans; sys.exit('numba' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_no_folder_for_compiled_code(tables, monkeypatch):
+    """Where nothing can be kept on disk, the loops are compiled anew each time, and work."""
+
+    def refuse(self):
+        raise PermissionError("read-only")
+
+    monkeypatch.setattr("numba.core.caching._CacheLocator.ensure_cache_path", refuse)
+    spec = importlib.util.spec_from_file_location("loops_without_cache", utils.rans_loops.__file__)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert type(module.encode._cache).__name__ == "NullCache"
+    monkeypatch.setattr("utils.rans_loops.encode", module.encode)
+    symbols, indexes = draw(tables, 50, 9)
+    assert encode(symbols, indexes, tables) == by_hand(symbols, indexes, tables)

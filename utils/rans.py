@@ -142,7 +142,7 @@ class Decoder:
 
         rows = tables.rows(indexes)
         symbols = np.empty(len(rows), np.int32)
-        table = (tables.steps, tables.lengths, tables.offsets, tables.lookup)
+        table = (tables.steps, tables.lengths, tables.offsets, tables.lookup, PRECISION - LOOKUP_BITS)
         status = decode(self._words, self._position, rows, *table, symbols)
         if status:
             raise DesynchronisedError(REASONS[status])
