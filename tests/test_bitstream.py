@@ -3,23 +3,35 @@
 from __future__ import annotations
 
 import dataclasses
+import io
+import re
 import struct
+import time
+import tracemalloc
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from utils.bitstream import (
+    LEAST_BITS,
     Bitstream,
     BitstreamError,
+    ModelMismatch,
     check_plausible,
     current_environment,
     describe_environment,
     pack,
     pack_official,
+    quality_steps,
     unpack,
+    unpack_official,
 )
+from utils.rans import Encoder, Tables
 
+DOCUMENT = Path(__file__).parent.parent / "docs" / "bitstream.md"
 RNG = np.random.default_rng(0)
 Y, Z = RNG.bytes(60), RNG.bytes(24)
 PORTABLE = Bitstream(512, 768, (Y, Z), b"\x01\x02\x03\x04", 0xBEEF)
@@ -28,9 +40,23 @@ STREAMS = {
     "quality": dataclasses.replace(PORTABLE, quality=37.25),
     "fast": dataclasses.replace(PORTABLE, portable=False, environment=current_environment("cpu")),
     "fast-quality": dataclasses.replace(PORTABLE, portable=False, quality=100.0, environment=b"\x1f\x42"),
-    "huge": dataclasses.replace(PORTABLE, height=2**31, width=2**31),
-    "pixel": dataclasses.replace(PORTABLE, height=1, width=1),
+    "huge": dataclasses.replace(PORTABLE, height=2**31, width=2**31, quality=1.0),
+    "pixel": dataclasses.replace(PORTABLE, height=1, width=1, strings=(Y[:8], Z[:8])),
+    "official": Bitstream(200, 312, (Y, Z), portable=False, official=True),
 }
+OWN = [name for name in STREAMS if name != "official"]
+TALL = Bitstream(0xD149, 0x4311, (Y, Z), portable=False, official=True)  # begins like one of our own files
+
+
+def sealed(body: bytes) -> bytes:
+    return body + struct.pack("<I", zlib.crc32(body))
+
+
+def refused(data: bytes) -> str:
+    with pytest.raises(BitstreamError) as error:
+        unpack(data)
+    assert "\n" not in str(error.value)
+    return str(error.value)
 
 
 @pytest.mark.parametrize("stream", STREAMS.values(), ids=STREAMS)
@@ -38,92 +64,242 @@ def test_round_trip(stream):
     assert unpack(pack(stream)) == stream
 
 
-def test_header_is_small():
+@pytest.mark.parametrize(("name", "size"), [("portable", 20), ("quality", 22), ("fast", 22), ("fast-quality", 24)])
+def test_header_is_small(name, size):
     """On a Kodak image with strings of common lengths."""
-    for name in ("portable", "quality", "fast"):
-        stream = dataclasses.replace(STREAMS[name], strings=(b"\0" * 40000, b"\0" * 1600))
-        assert len(pack(stream)) - 41600 <= 24, name
+    stream = dataclasses.replace(STREAMS[name], strings=(b"\0" * 40000, b"\0" * 1600))
+    assert len(pack(stream)) - 41600 == size
 
 
 def test_layout_is_the_documented_one():
     body = b"\xd1IC\x13" + b"\x01\x02\x03\x04" + b"\x80\x04" + b"\x80\x06" + struct.pack("<H", 3725) + b"\x18"
     body += b"\xef\xbe" + Z + Y
-    assert pack(STREAMS["quality"]) == body + struct.pack("<I", zlib.crc32(body))
+    assert pack(STREAMS["quality"]) == sealed(body)
+    body = b"\xd1IC\x12" + b"\x01\x02\x03\x04" + b"\x80\x04" + b"\x80\x06" + struct.pack("<H", 10000) + b"\x1f\x42\x18"
+    assert pack(STREAMS["fast-quality"]) == sealed(body + b"\xef\xbe" + Z + Y)
+    published = b"\0\xc8\x01\x38" + b"\0\0\0\x3c" + Y + b"\0\0\0\x18" + Z
+    assert pack_official(200, 312, Y, Z) == published == pack(STREAMS["official"])
 
 
-def test_every_truncation_and_every_flipped_bit_is_refused():
-    cases = 0
-    for stream in STREAMS.values():
-        data = pack(stream)
-        for length in range(len(data)):
-            with pytest.raises(BitstreamError):
-                unpack(data[:length])
-            cases += 1
-        for bit in range(8 * len(data)):
-            broken = bytearray(data)
-            broken[bit // 8] ^= 1 << bit % 8
-            with pytest.raises(BitstreamError):
-                unpack(bytes(broken))
-            cases += 1
-    print(f"{cases} damaged files refused")
-    assert cases > 5000
+def strings_of_example() -> tuple[bytes, bytes]:
+    """z holds 0, 1; y holds 0, 0, 2, 0, all under one table of -1, 0, 1 and the escape."""
+    table = Tables(np.array([[0, 16384, 49152, 65535, 65536]]), np.array([5]), np.array([-1]))
+    strings = []
+    for symbols in ([0, 0, 2, 0], [0, 1]):
+        encoder = Encoder()
+        encoder.put(symbols, [0] * len(symbols), table)
+        strings.append(encoder.finish())
+    return tuple(strings)
 
 
-def test_random_and_foreign_files_are_refused():
-    headers = (
+def test_examples_in_the_document():
+    """Each table of bytes there, joined, is the file that the text says it is."""
+    examples = [
+        bytes.fromhex("".join(re.findall(r"^    ([0-9a-f]{2}(?: [0-9a-f]{2})*)(?:   |$)", block, re.MULTILINE)))
+        for block in DOCUMENT.read_text(encoding="utf-8").split("### Example")[1:]
+    ]
+    strings = strings_of_example()
+    own = Bitstream(512, 768, strings, b"\x9a\x0b\x4e\x77", 0xBEEF, quality=37.25)
+    assert examples == [pack(own), pack_official(512, 768, *strings)]
+    assert unpack(examples[0]) == own
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_every_truncation_is_refused(name):
+    data = pack(STREAMS[name])
+    for length in range(len(data)):
+        refused(data[:length])
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_every_flipped_bit_is_refused(name):
+    data = pack(STREAMS[name])
+    for bit in range(8 * len(data)):
+        broken = bytearray(data)
+        broken[bit // 8] ^= 1 << bit % 8
+        refused(bytes(broken))
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_every_wrong_or_missing_or_additional_byte_is_refused(name):
+    data = pack(STREAMS[name])
+    for at in range(len(data)):
+        for change in range(1, 256, 7):
+            refused(data[:at] + bytes([data[at] ^ change]) + data[at + 1 :])
+        refused(data[:at] + data[at + 1 :])
+        refused(data[:at] + b"\0" + data[at:])
+
+
+def test_published_files_of_another_length_are_refused():
+    data = pack(STREAMS["official"])
+    for length in range(len(data)):
+        refused(data[:length])
+    for surplus in range(1, 70):
+        refused(data + bytes(surplus))
+    for at in [*range(4, 8), *range(68, 72)]:  # both lengths
+        for change in range(1, 256):
+            refused(data[:at] + bytes([data[at] ^ change]) + data[at + 1 :])
+    refused(b"\0\0" + data[2:])
+
+
+def test_random_bytes_are_refused():
+    heads = [
         b"",
-        b"\x89PNG\r\n\x1a\n",
-        b"\xff\xd8\xff\xe0",
-        b"RIFF\x24\0\0\0WEBPVP8 ",
+        b"\xd1",
+        b"\xd1I",
         b"\xd1IC",
-        b"PK\x03\x04",
-        b"BM",
-    )
-    for i in range(2000):
-        data = headers[i % len(headers)] + RNG.bytes(int(RNG.integers(0, 200)))
-        with pytest.raises(BitstreamError):
-            unpack(data)
+        b"\xd1IC\x10",
+        b"\xd1IC\x11",
+        b"\xd1IC\x13\1\2\3\4\1\1",
+        b"\0\x80\1\0\0\0",
+    ]
+    for case in range(20000):
+        refused(heads[case % len(heads)] + RNG.bytes(int(RNG.integers(0, 200))))
 
 
-def test_a_crafted_header_is_refused():
-    def sealed(body: bytes) -> bytes:
-        return body + struct.pack("<I", zlib.crc32(body))
-
-    start = b"\xd1IC\x11" + bytes(4)
-    bodies = {
-        "endless varint": start + b"\xff" * 30,
-        "no height": start + b"\0\x01\x08\0\0" + Y,
-        "too high": start + b"\xff\xff\xff\xff\x0f" + b"\x01\x08\0\0" + Y,
-        "z longer than the file": start + b"\x01\x01" + b"\xff\xff\x7f" + b"\0\0" + Y,
-        "unknown flag": b"\xd1IC\x15" + bytes(4) + b"\x01\x01\x08\0\0" + Y,
-        "quality 0": b"\xd1IC\x13" + bytes(4) + b"\x01\x01\0\0\x08\0\0" + Y,
-        "quality 0.01": b"\xd1IC\x13" + bytes(4) + b"\x01\x01\x01\0\x08\0\0" + Y,
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "TIFF", "BMP", "PPM", "GIF", "text", "zip", "zeros", "ones"])
+def test_other_formats_are_refused(kind):
+    others = {
+        "text": b"# The .bin file\n" * 9,
+        "zip": b"PK\x03\x04" + bytes(99),
+        "zeros": bytes(99),
+        "ones": b"\xff" * 99,
     }
-    for name, body in bodies.items():
-        with pytest.raises(BitstreamError):
-            unpack(sealed(body))
-            pytest.fail(name)
-    with pytest.raises(BitstreamError, match="version 2"):
-        unpack(sealed(b"\xd1IC\x21" + bytes(40)))
+    buffer = io.BytesIO(others.get(kind, b""))
+    if kind not in others:
+        Image.fromarray(RNG.integers(0, 256, (33, 21, 3), np.uint8)).save(buffer, kind)
+    assert "not a compressed image" in refused(buffer.getvalue())
 
 
-def test_a_claim_that_the_strings_cannot_hold_is_refused():
-    with pytest.raises(BitstreamError, match="cannot hold"):
-        check_plausible(STREAMS["huge"], 128, 320, 192)
+def test_each_reason_is_named():
+    data = pack(PORTABLE)
+    assert "empty" in refused(b"")
+    assert "not a compressed image" in refused(b"x" + data[1:])
+    assert "truncated" in refused(data[:20])
+    assert "checksum" in refused(data[:-1])
+    assert "version 2, this program reads up to 1" in refused(sealed(b"\xd1IC\x21" + bytes(40)))
+    assert "checksum" in refused(b"\xd1IC\x21" + data[4:])  # damaged rather than newer
+    assert "01020304" in str(ModelMismatch(b"\1\2\3\4", b"\xa0\xb0\xc0\xd0"))
+    assert "a0b0c0d0" in str(ModelMismatch(b"\1\2\3\4", b"\xa0\xb0\xc0\xd0"))
+
+
+START, TAIL = b"\xd1IC\x11" + bytes(4), b"\x08\0\0" + Z[:8] + Y
+CRAFTED = {
+    "version 0": (b"\xd1IC\x01" + bytes(4) + b"\1\1" + TAIL, "flags"),
+    "flag 2": (b"\xd1IC\x15" + bytes(4) + b"\1\1" + TAIL, "flags"),
+    "flag 3": (b"\xd1IC\x19" + bytes(4) + b"\1\1" + TAIL, "flags"),
+    "endless varint": (START + b"\xff" * 70, "impossible size"),
+    "varint of zeros": (START + b"\x80" * 70, "impossible size"),
+    "two spellings of 1": (START + b"\x81\0\1" + TAIL, "impossible size"),
+    "no height": (START + b"\0\1" + TAIL, "impossible size"),
+    "no width": (START + b"\1\0" + TAIL, "impossible size"),
+    "height of 2^31 + 1": (START + b"\x81\x80\x80\x80\x08\1" + TAIL, "impossible size"),
+    "height of 2^35 - 1": (START + b"\xff\xff\xff\xff\x7f\1" + TAIL, "impossible size"),
+    "z longer than the file": (START + b"\1\1\xff\xff\x7f\0\0" + Y, "more than the file holds"),
+    "z is all": (START + b"\1\1\x3c\0\0" + Y, "lengths"),
+    "no z": (START + b"\1\1\0\0\0" + Y, "lengths"),
+    "half a word": (START + b"\1\1\x09\0\0" + Y, "lengths"),
+    "quality 0": (b"\xd1IC\x13" + bytes(4) + b"\1\1\0\0" + TAIL, "quality"),
+    "quality 0.99": (b"\xd1IC\x13" + bytes(4) + b"\1\1\x63\0" + TAIL, "quality"),
+    "quality 100.01": (b"\xd1IC\x13" + bytes(4) + b"\1\1\x11\x27" + TAIL, "quality"),
+}
+
+
+@pytest.mark.parametrize(("body", "message"), CRAFTED.values(), ids=CRAFTED)
+def test_a_crafted_header_is_refused(body, message):
+    assert message in refused(sealed(body))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"height": 0},
+        {"width": 2**31 + 1},
+        {"quality": 0.9},
+        {"quality": 100.1},
+        {"quality": float("nan")},
+        {"quality": float("inf")},
+        {"fingerprint": b"123"},
+        {"check": None},
+        {"check": 65536},
+        {"portable": False},
+        {"environment": b"\0\0"},
+        {"strings": (Y[:59], Z)},
+        {"strings": (Y, Z[:4])},
+    ],
+)
+def test_bad_fields_are_not_written(fields):
+    with pytest.raises(ValueError):
+        pack(dataclasses.replace(PORTABLE, **fields))
+
+
+def test_quality_is_kept_in_hundredths():
+    for steps in range(100, 10001):
+        assert quality_steps(steps / 100) == steps
+        if steps % 50 == 1:
+            assert unpack(pack(dataclasses.replace(PORTABLE, quality=steps / 100))).quality == steps / 100
+
+
+def test_the_layouts_are_told_apart():
+    """A published file that begins with our magic is read as one; a file that is both is ours."""
+    assert unpack(pack(TALL)) == TALL
+    y = Y + struct.pack(">I", 12)  # four bytes that say how much follows, were it a published file
+    fingerprint = struct.pack(">I", len(b"hwlcc" + Z + Y))
+    both = dataclasses.replace(PORTABLE, height=1, width=1, fingerprint=fingerprint, strings=(y + Y[:8], Z))
+    data = pack(both)
+    assert data[:3] == pack(TALL)[:3] and unpack_official(data[:-4] + data[-4:]).height == 0xD149
+    assert unpack(data) == both
+
+
+@pytest.mark.parametrize("side", [16384, 65535, 2**20, 2**31])
+@pytest.mark.parametrize("official", [False, True])
+def test_a_claim_that_the_strings_cannot_hold_is_refused(side, official):
+    """With a valid checksum, in no time and without memory for it."""
+    if official and side > 65535:
+        side = 65535
+    stream = dataclasses.replace(STREAMS["official" if official else "portable"], height=side, width=side)
+    data = pack(stream)
+    tracemalloc.start()
+    begin = time.perf_counter()
+    for size_multiple, y_channels, z_channels in ((128, 320, 192), (64, 128, 64)):
+        with pytest.raises(BitstreamError, match=f"claims {side}x{side} pixels"):
+            check_plausible(unpack(data), size_multiple, y_channels, z_channels)
+    assert tracemalloc.get_traced_memory()[1] < 1e5 and time.perf_counter() - begin < 0.1
+    tracemalloc.stop()
+
+
+def test_one_long_side_is_refused_too():
+    for size in ((1, 2**31), (2**31, 1)):
+        with pytest.raises(BitstreamError, match="cannot hold"):
+            check_plausible(dataclasses.replace(PORTABLE, height=size[0], width=size[1]), 128, 320, 192)
+
+
+def test_plausible_images_pass():
     check_plausible(PORTABLE, 128, 320, 192)
+    check_plausible(dataclasses.replace(PORTABLE, strings=(Y[:8], Z[:8]), height=1, width=1), 128, 320, 192)
 
 
-def test_official_round_trip_and_size():
-    data = pack_official(200, 312, Y, Z)
-    assert len(data) == 12 + len(Y) + len(Z)
-    stream = unpack(data)
-    assert (stream.height, stream.width, stream.strings, stream.arithmetic) == (200, 312, (Y, Z), "published")
-    with pytest.raises(BitstreamError):
-        unpack(data + b"\0")
-    with pytest.raises(ValueError, match="65535"):
-        pack_official(65536, 1, Y, Z)
+@pytest.mark.parametrize("positions", [64, 2**14, 2**20, 2**23])
+@pytest.mark.parametrize("frequency", [65535, 65534, 60000])
+def test_the_shortest_strings_pass(positions, frequency):
+    """The most certain symbol, over and over: y of one channel, and z of sixteen times as many symbols' room."""
+    table = Tables(np.array([[0, frequency, 65536]]), np.array([3]), np.array([0]))
+    encoder = Encoder()
+    encoder.put(np.zeros(positions, np.int32), np.zeros(positions, np.int32), table)
+    string = encoder.finish()
+    side = int((positions * 256) ** 0.5)
+    height, width = (side, side) if side * side == positions * 256 else (side // 128 * 128, 0)
+    width = width or positions * 256 // height
+    claim = Bitstream(height, width, (string, string), official=True, portable=False)
+    assert positions <= (8 * len(string) - 32) / LEAST_BITS
+    check_plausible(claim, 16, 1, 16)
+    with pytest.raises(BitstreamError, match="cannot hold"):
+        check_plausible(claim, 16, int(8 * len(string) / LEAST_BITS / positions) + 1, 1)
 
 
 def test_environments_in_words():
     assert describe_environment(current_environment("cpu")).startswith("cpu on ")
+    assert current_environment("cuda:1") == current_environment("cuda")
+    assert describe_environment(current_environment("mps")).startswith("another device on ")
     assert describe_environment(b"\x11\x4b") == "cuda on arm64 with torch 2.11"
+    assert describe_environment(b"\xff\xff") == "another device on another processor with torch 7.31"

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import math
 import platform
+import re
 import struct
 import zlib
 from dataclasses import dataclass
@@ -28,12 +29,13 @@ VERSION = 1
 PORTABLE, HAS_QUALITY = 1, 2
 MAX_SIDE = 2**31
 CRC_BYTES = 4
-SMALLEST = 3 + 1 + 4 + 1 + 1 + 1 + 2 + 8 + 8 + CRC_BYTES
+LEAST_STRING = 8  # an rANS string is its 64-bit state, then words of 4 bytes
+SMALLEST = 3 + 1 + 4 + 1 + 1 + 1 + 2 + 2 * LEAST_STRING + CRC_BYTES
 DEVICES = ("cpu", "cuda", "another device")
 PROCESSORS = {"x86_64": 0, "amd64": 0, "aarch64": 1, "arm64": 1}
 PROCESSOR_NAMES = {0: "x86-64", 1: "arm64"}
-# No frequency exceeds 65535 of 65536, so n symbols cost at least this many bits each.
-LEAST_BITS = math.log2(65536 / 65535)
+# No frequency exceeds 65535 of 65536; rounding the integer state saves a share of at most 2^-14 (docs/bitstream.md).
+LEAST_BITS = math.log2(65536 / 65535) * (1 - 2**-13)
 
 
 class BitstreamError(ValueError):
@@ -75,73 +77,91 @@ class Bitstream:
 
 
 def pack(stream: Bitstream) -> bytes:
-    """The bytes of a file. Raises ValueError for fields that are out of range."""
-    if not (1 <= stream.height <= MAX_SIDE and 1 <= stream.width <= MAX_SIDE):
-        raise ValueError(f"{stream.width}x{stream.height} is not a size that a file can hold")
+    """The bytes of a file, in the published layout if the stream is `official`. Raises ValueError for bad fields."""
     y, z = stream.strings
+    if stream.official:
+        return pack_official(stream.height, stream.width, y, z)
+    _check_fields(stream)
     flags = PORTABLE * stream.portable | HAS_QUALITY * (stream.quality is not None)
     parts = [MAGIC, bytes([VERSION << 4 | flags]), stream.fingerprint, _varint(stream.height), _varint(stream.width)]
     if stream.quality is not None:
         parts.append(struct.pack("<H", quality_steps(stream.quality)))
     if not stream.portable:
-        parts.append(stream.environment or b"")
+        parts.append(stream.environment)
     parts += [_varint(len(z)), struct.pack("<H", stream.check), z, y]
     body = b"".join(parts)
     return body + struct.pack("<I", zlib.crc32(body))
 
 
+def _check_fields(stream: Bitstream) -> None:
+    if not (1 <= stream.height <= MAX_SIDE and 1 <= stream.width <= MAX_SIDE):
+        raise ValueError(f"{stream.width}x{stream.height} is not a size that a file can hold")
+    if len(stream.fingerprint) != 4 or stream.check is None or not 0 <= stream.check <= 0xFFFF:
+        raise ValueError("a file needs a fingerprint of 4 bytes and a check of 16 bits")
+    if len(stream.environment or b"") != (0 if stream.portable else 2):
+        raise ValueError("files that are not portable, and only those, name the environment in 2 bytes")
+    if not all(map(_is_coded, stream.strings)):
+        raise ValueError("a string is not what the entropy coder writes")
+
+
+def _is_coded(string: bytes) -> bool:
+    return len(string) >= LEAST_STRING and len(string) % 4 == 0
+
+
 def quality_steps(quality: float) -> int:
     """Quality 1..100 in hundredths, as files hold it. Raises ValueError outside."""
-    steps = round(quality * 100)
+    steps = round(quality * 100) if math.isfinite(quality) else 0
     if not 100 <= steps <= 10000:
         raise ValueError(f"quality {quality:g} is outside 1..100")
     return steps
 
 
 def unpack(data: bytes) -> Bitstream:
-    """The content of a file of either layout, verified. Raises BitstreamError.
+    """The content of a file of either layout, verified. Raises BitstreamError with the reason.
 
-    The first three bytes tell them apart: a file in the published layout that started with our magic would be
-    53577 pixels high, which its program cannot have coded, and would fail the CRC.
+    A file with our magic and a matching CRC is ours; any other is a published one if its lengths add up to exactly
+    its size. So both are told apart by all of their bytes, and a published file that happens to start with our magic
+    (it would be 53577 pixels high) is still read as what it is.
     """
-    if data[:3] == MAGIC:
+    if not data:
+        raise BitstreamError("the file is empty")
+    if data[:3] != MAGIC:
+        return unpack_official(data)
+    try:
         return _unpack_own(data)
-    stream = _unpack_official(data)
-    if stream is None:
-        raise BitstreamError("not a file that this program wrote, or its beginning is damaged")
-    return stream
+    except BitstreamError as error:
+        try:
+            return unpack_official(data)
+        except BitstreamError:
+            raise error from None
 
 
 def _unpack_own(data: bytes) -> Bitstream:
     if len(data) < SMALLEST:
         raise BitstreamError("truncated: too short to hold an image")
+    if struct.unpack("<I", data[-CRC_BYTES:])[0] != zlib.crc32(memoryview(data)[:-CRC_BYTES]):
+        raise BitstreamError("damaged or truncated: the checksum does not match; fetch or copy it again")
     version, flags = data[3] >> 4, data[3] & 15
     if version > VERSION:
         raise BitstreamError(f"written in format version {version}, this program reads up to {VERSION}; update it")
-    if struct.unpack("<I", data[-CRC_BYTES:])[0] != zlib.crc32(memoryview(data)[:-CRC_BYTES]):
-        raise BitstreamError("damaged or truncated: the checksum does not match; fetch or copy it again")
     if version != VERSION or flags & ~(PORTABLE | HAS_QUALITY):
         raise BitstreamError("its header has flags that no version of this program writes")
-    reader = _Reader(data[:-CRC_BYTES], 4)
+    return _read_fields(_Reader(data[:-CRC_BYTES], 4), flags)
+
+
+def _read_fields(reader: _Reader, flags: int) -> Bitstream:
     fingerprint, height, width = reader.take(4), reader.varint(), reader.varint()
-    quality = struct.unpack("<H", reader.take(2))[0] if flags & HAS_QUALITY else None
+    if not (1 <= height <= MAX_SIDE and 1 <= width <= MAX_SIDE):
+        raise BitstreamError("its header claims an impossible size")
+    quality = struct.unpack("<H", reader.take(2))[0] / 100 if flags & HAS_QUALITY else None
+    if quality is not None and not 1 <= quality <= 100:
+        raise BitstreamError("its header claims an impossible quality")
     environment = None if flags & PORTABLE else reader.take(2)
     z_length, check = reader.varint(), struct.unpack("<H", reader.take(2))[0]
     z, y = reader.take(z_length), reader.rest()
-    if not (1 <= height <= MAX_SIDE and 1 <= width <= MAX_SIDE) or (
-        quality is not None and not 100 <= quality <= 10000
-    ):
-        raise BitstreamError("its header claims an impossible size or quality")
-    return Bitstream(
-        height,
-        width,
-        (y, z),
-        fingerprint,
-        check,
-        bool(flags & PORTABLE),
-        None if quality is None else quality / 100,
-        environment,
-    )
+    if not (_is_coded(y) and _is_coded(z)):
+        raise BitstreamError("its header claims impossible lengths of its strings")
+    return Bitstream(height, width, (y, z), fingerprint, check, bool(flags & PORTABLE), quality, environment)
 
 
 class _Reader:
@@ -161,6 +181,8 @@ class _Reader:
         for shift in range(0, 35, 7):
             byte = self.take(1)[0]
             value |= (byte & 127) << shift
+            if byte == 0 and shift:  # one spelling a number: no zeros on top
+                break
             if byte < 128:
                 return value
         raise BitstreamError("its header claims an impossible size")
@@ -188,41 +210,43 @@ def pack_official(height: int, width: int, y: bytes, z: bytes) -> bytes:
     return struct.pack(f">HHI{len(y)}sI{len(z)}s", height, width, len(y), y, len(z), z)
 
 
-def _unpack_official(data: bytes) -> Bitstream | None:
-    """The content of a published file, None where the lengths do not add up to exactly the file's."""
-    if len(data) < 28:
-        return None
+def unpack_official(data: bytes) -> Bitstream:
+    """The content of a published file. Raises BitstreamError where the lengths do not add up to exactly its size."""
+    foreign = BitstreamError("not a compressed image, or its beginning or end is damaged")
+    if len(data) < 12 + 2 * LEAST_STRING:
+        raise foreign
     height, width, y_length = struct.unpack(">HHI", data[:8])
-    if 12 + y_length > len(data) or not (height and width):
-        return None
-    (z_length,) = struct.unpack(">I", data[8 + y_length : 12 + y_length])
-    if 12 + y_length + z_length != len(data) or y_length % 4 or z_length % 4 or min(y_length, z_length) < 8:
-        return None
+    if not (height and width) or 12 + y_length > len(data):
+        raise foreign
     y, z = data[8 : 8 + y_length], data[12 + y_length :]
+    if struct.unpack(">I", data[8 + y_length : 12 + y_length])[0] != len(z) or not (_is_coded(y) and _is_coded(z)):
+        raise foreign
     return Bitstream(height, width, (y, z), portable=False, official=True)
 
 
 def check_plausible(stream: Bitstream, size_multiple: int, y_channels: int, z_channels: int) -> None:
     """Raise BitstreamError where the strings are too short to hold the claimed image, whatever it shows.
 
-    Each string carries a state of 31 bits when it ends; up to 64 bits of it are not lost but hold symbols.
+    The state starts at 2^31, every symbol multiplies it by at least 2^LEAST_BITS, and it ends below 2^63 with all but
+    8 bytes of the string moved out of it: that leaves room for less than 8 len - 32 bits.
     """
     height, width = (-(-side // size_multiple) * size_multiple for side in (stream.height, stream.width))
-    pixels = height * width
-    for string, symbols in zip(stream.strings, (pixels // 256 * y_channels, pixels // 4096 * z_channels)):
-        if symbols * LEAST_BITS > 8 * len(string):
+    positions = height * width // 256, height * width // 4096  # y is 1/16, z is 1/64 of a side
+    for string, count, channels in zip(stream.strings, positions, (y_channels, z_channels)):
+        if count * channels * LEAST_BITS > 8 * len(string) - 32:
             raise BitstreamError(
                 f"claims {stream.width}x{stream.height} pixels, which its {len(string)} bytes cannot hold"
             )
 
 
 def current_environment(device: str) -> bytes:
-    """Two bytes: device kind and processor; major and minor version of torch. `device` is torch's device type."""
+    """Two bytes: device kind and processor; major and minor version of torch. `device` is "cpu", "cuda:1" or so."""
     import torch
 
+    device = device.partition(":")[0]
     kind = DEVICES.index(device) if device in DEVICES else 2
     processor = PROCESSORS.get(platform.machine().lower(), 15)
-    major, minor = (int(part) for part in torch.__version__.split(".")[:2])
+    major, minor = (int(part) for part in re.match(r"(\d+)\.(\d+)", torch.__version__).groups())
     return bytes([kind << 4 | processor, (major & 7) << 5 | minor & 31])
 
 

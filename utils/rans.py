@@ -12,7 +12,7 @@ import numpy as np
 
 PRECISION = 16  # frequencies of a table add up to 2^16
 LOWER_BOUND = 1 << 31  # the state before the first and after the last symbol
-LOOKUP_BITS = 10  # the decoder starts its search from the top bits of the cumulative frequency
+LOOKUP_BITS = 9  # the decoder starts its search from the top bits of the cumulative frequency
 MAX_WORDS = 2  # a symbol takes at most 16 bits, then 9 groups of 4 if escaped: at most two words leave the state
 REASONS = {1: "it needs more data than there is", 2: "it has an impossible escape"}  # what rans_loops.decode says
 
@@ -61,7 +61,7 @@ class Tables:
 
     @property
     def lookup(self) -> np.ndarray:
-        """(n, 1024) uint16: the interval that holds each 64th cumulative frequency."""
+        """(n, 512) uint16: the interval that holds each 128th cumulative frequency."""
         if self._lookup is None:
             starts = np.arange(1 << LOOKUP_BITS) << (PRECISION - LOOKUP_BITS)
             rows = [np.searchsorted(row[:n], starts, "right") - 1 for row, n in zip(self.cdf, self.lengths)]
