@@ -93,13 +93,13 @@ def strings_of_example() -> tuple[bytes, bytes]:
 
 
 def test_examples_in_the_document():
-    """Each table of bytes there, joined, is the file that the text says it is."""
-    examples = [
-        bytes.fromhex("".join(re.findall(r"^    ([0-9a-f]{2}(?: [0-9a-f]{2})*)(?:   |$)", block, re.MULTILINE)))
-        for block in DOCUMENT.read_text(encoding="utf-8").split("### Example")[1:]
-    ]
+    """The hexadecimal columns there are the files that the text says they are."""
+    blocks = re.findall(r"^### Example.*?(?=^##)", DOCUMENT.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    columns = [re.findall(r"^    ([0-9a-f ]+?)   ", block, re.MULTILINE) for block in blocks]
+    examples = [bytes.fromhex("".join(column)) for column in columns]
     strings = strings_of_example()
-    own = Bitstream(512, 768, strings, b"\x9a\x0b\x4e\x77", 0xBEEF, quality=37.25)
+    check = zlib.crc32(np.array([0, 1, 0, 0, 2, 0], "<i4").tobytes()) & 0xFFFF
+    own = Bitstream(512, 768, strings, b"\x9a\x0b\x4e\x77", check, quality=37.25)
     assert examples == [pack(own), pack_official(512, 768, *strings)]
     assert unpack(examples[0]) == own
 
@@ -243,11 +243,11 @@ def test_quality_is_kept_in_hundredths():
 def test_the_layouts_are_told_apart():
     """A published file that begins with our magic is read as one; a file that is both is ours."""
     assert unpack(pack(TALL)) == TALL
-    y = Y + struct.pack(">I", 12)  # four bytes that say how much follows, were it a published file
-    fingerprint = struct.pack(">I", len(b"hwlcc" + Z + Y))
-    both = dataclasses.replace(PORTABLE, height=1, width=1, fingerprint=fingerprint, strings=(y + Y[:8], Z))
+    y = Y + struct.pack(">I", 12) + Y[:8]  # 12: what follows that number, and its last 4 bytes are the checksum
+    fingerprint = struct.pack(">I", 8 + len(Z + Y))  # 8: from the fingerprint to the z string
+    both = dataclasses.replace(PORTABLE, height=1, width=2**21, fingerprint=fingerprint, strings=(y, Z))
     data = pack(both)
-    assert data[:3] == pack(TALL)[:3] and unpack_official(data[:-4] + data[-4:]).height == 0xD149
+    assert unpack_official(data).height == TALL.height
     assert unpack(data) == both
 
 
@@ -264,7 +264,7 @@ def test_a_claim_that_the_strings_cannot_hold_is_refused(side, official):
     for size_multiple, y_channels, z_channels in ((128, 320, 192), (64, 128, 64)):
         with pytest.raises(BitstreamError, match=f"claims {side}x{side} pixels"):
             check_plausible(unpack(data), size_multiple, y_channels, z_channels)
-    assert tracemalloc.get_traced_memory()[1] < 1e5 and time.perf_counter() - begin < 0.1
+    assert tracemalloc.get_traced_memory()[1] < 1e5 and time.perf_counter() - begin < 1
     tracemalloc.stop()
 
 
@@ -279,22 +279,20 @@ def test_plausible_images_pass():
     check_plausible(dataclasses.replace(PORTABLE, strings=(Y[:8], Z[:8]), height=1, width=1), 128, 320, 192)
 
 
-@pytest.mark.parametrize("positions", [64, 2**14, 2**20, 2**23])
+@pytest.mark.parametrize("side", [8, 128, 1024, 2048])
 @pytest.mark.parametrize("frequency", [65535, 65534, 60000])
-def test_the_shortest_strings_pass(positions, frequency):
-    """The most certain symbol, over and over: y of one channel, and z of sixteen times as many symbols' room."""
-    table = Tables(np.array([[0, frequency, 65536]]), np.array([3]), np.array([0]))
+def test_the_shortest_strings_pass(side, frequency):
+    """The most certain symbol, over and over, for one channel of y and sixteen of z: as many symbols."""
+    symbols, table = np.zeros(side * side, np.int32), Tables(np.array([[0, frequency, 65536]]), [3], [0])
     encoder = Encoder()
-    encoder.put(np.zeros(positions, np.int32), np.zeros(positions, np.int32), table)
+    encoder.put(symbols, symbols, table)
     string = encoder.finish()
-    side = int((positions * 256) ** 0.5)
-    height, width = (side, side) if side * side == positions * 256 else (side // 128 * 128, 0)
-    width = width or positions * 256 // height
-    claim = Bitstream(height, width, (string, string), official=True, portable=False)
-    assert positions <= (8 * len(string) - 32) / LEAST_BITS
-    check_plausible(claim, 16, 1, 16)
+    claim = dataclasses.replace(PORTABLE, height=16 * side, width=16 * side, strings=(string, string))
+    check_plausible(claim, 128, 1, 16)
+    most = int((8 * len(string) - 32) / LEAST_BITS)
+    assert side * side <= most
     with pytest.raises(BitstreamError, match="cannot hold"):
-        check_plausible(claim, 16, int(8 * len(string) / LEAST_BITS / positions) + 1, 1)
+        check_plausible(claim, 128, most // (side * side) + 1, 16)
 
 
 def test_environments_in_words():
