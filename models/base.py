@@ -272,7 +272,7 @@ class SliceCompressionModel(nn.Module):
 
     def z_tables(self, arithmetic: str):
         """The entropy coder's tables of z."""
-        if arithmetic == "published" and not self.entropy_bottleneck.tables_are_given:
+        if arithmetic == "published":
             return self._derive("published", self.entropy_bottleneck.published_tables)
         return self.entropy_bottleneck.tables()
 

@@ -65,6 +65,7 @@ class EntropyModel(nn.Module):
             self.register_buffer(name, torch.empty(0, dtype=torch.int32))
         self._tables: Tables | None = None
         self.tables_are_given = False  # by a checkpoint, which then decides
+        self.noise_share = (0, 1)  # while training: which of how many processes has this part of a batch
 
     def tables(self) -> Tables:
         """The entropy coder's tables, converted once. Raises ValueError before `update()`."""
@@ -93,9 +94,16 @@ class EntropyModel(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
-def uniform_noise(values: Tensor) -> Tensor:
-    """The stand-in for rounding errors while training, uniform in +-0.5 (Ballé et al., 2018, Section 2)."""
-    return torch.empty_like(values).uniform_(-0.5, 0.5)
+def uniform_noise(values: Tensor, share: tuple[int, int] = (0, 1)) -> Tensor:
+    """The stand-in for rounding errors while training, uniform in +-0.5 (Ballé et al., 2018, Section 2).
+
+    Drawn for the batches of all processes at once, of which each takes its share (rank, processes): with generators
+    in the same state, several processes then train as one with all of the batch would.
+    """
+    rank, processes = share
+    batch = len(values)
+    noise = values.new_empty(processes * batch, *values.shape[1:]).uniform_(-0.5, 0.5)
+    return noise[rank * batch : (rank + 1) * batch]
 
 
 class EntropyBottleneck(EntropyModel):
@@ -127,7 +135,7 @@ class EntropyBottleneck(EntropyModel):
         """z (B, C, h, w) -> (noisy or rounded z, likelihoods), both (B, C, h, w)."""
         medians = self.medians()
         training = self.training if training is None else training
-        z = z + uniform_noise(z) if training else torch.round(z - medians) + medians
+        z = z + uniform_noise(z, self.noise_share) if training else torch.round(z - medians) + medians
         values = z.transpose(0, 1).flatten(1).unsqueeze(1)  # (C, 1, B * h * w)
         likelihood = self.likelihood_lower_bound(self._likelihood(values)[0])
         return z, likelihood.reshape(z.shape[1], z.shape[0], *z.shape[2:]).transpose(0, 1)
@@ -165,14 +173,22 @@ class EntropyBottleneck(EntropyModel):
 
     @torch.no_grad()
     def published_tables(self) -> Tables:
-        """The tables as CompressAI computes them, in float32: for files in the published layout.
+        """The tables for files in the published layout: a checkpoint's own, else CompressAI's.
 
-        They differ from ours by single counts in a few channels, which is enough to lose a file.
+        CompressAI computes them in float32; they differ from ours by single counts in a few channels, which is enough to lose a file.
         """
         from utils.rans import Tables
 
+        if self.tables_are_given and not self._tables_are_ours():
+            return self.tables()
         pmfs, offsets = self._pmfs(torch.float32)
         return Tables(*quantize_pmfs(pmfs), offsets)
+
+    def _tables_are_ours(self) -> bool:
+        """Whether `update()` would compute the tables that are there: then they say nothing about other programs."""
+        pmfs, offsets = self._pmfs(torch.float64)
+        own, there = (quantize_pmfs(pmfs)[0], offsets), (self._quantized_cdf, self._offset)
+        return all(np.array_equal(a, b.cpu().numpy()) for a, b in zip(own, there))
 
     def _pmfs(self, dtype: torch.dtype) -> tuple[list[np.ndarray], np.ndarray]:
         """For each channel the probabilities of the integers between the tails, then of the tails; and the offsets."""
@@ -212,7 +228,7 @@ class GaussianConditional(EntropyModel):
     def forward(self, y: Tensor, scales: Tensor, means: Tensor, training: bool | None = None) -> tuple[Tensor, Tensor]:
         """(noisy or rounded y, likelihoods), all of one shape."""
         training = self.training if training is None else training
-        y_hat = y + uniform_noise(y) if training else torch.round(y - means) + means
+        y_hat = y + uniform_noise(y, self.noise_share) if training else torch.round(y - means) + means
         return y_hat, self.likelihood(y_hat - means, scales)
 
     def build_indexes(self, scales: Tensor) -> Tensor:
