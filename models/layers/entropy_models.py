@@ -175,7 +175,8 @@ class EntropyBottleneck(EntropyModel):
     def published_tables(self) -> Tables:
         """The tables for files in the published layout: a checkpoint's own, else CompressAI's.
 
-        CompressAI computes them in float32; they differ from ours by single counts in a few channels, which is enough to lose a file.
+        CompressAI computes them in float32; they differ from ours by single counts in a few channels, which is enough
+        to lose a file.
         """
         from utils.rans import Tables
 
