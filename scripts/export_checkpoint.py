@@ -1,0 +1,50 @@
+"""Strip a training checkpoint to what a codec needs: weights in fp32 or fp16, with entropy tables filled.
+
+    python scripts/export_checkpoint.py --checkpoint runs/dcae-mse-0.013/best.pt --output model.pt --precision fp16
+
+Averaged weights are taken where the run kept them. The tables are those of the weights as they are written.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from models import load_model  # noqa: E402
+from utils.checkpoint import read_checkpoint, save_checkpoint  # noqa: E402
+from utils.cli import UserError, run_program  # noqa: E402
+from utils.files import require_writable  # noqa: E402
+
+PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16}
+
+
+def main(argv: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--checkpoint", type=Path, required=True, help="written by train.py")
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--precision", choices=PRECISIONS, default="fp16")
+    parser.add_argument("--debug", action="store_true", help="show where an error happened")
+    args = parser.parse_args(argv)
+    require_writable(args.output, "--output")
+    model, precision = load_model(args.checkpoint), PRECISIONS[args.precision]
+    record = read_checkpoint(args.checkpoint).get("model")
+    if not record:
+        raise UserError(f"--checkpoint {args.checkpoint}: not written by train.py, so there is nothing to strip")
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(parameter.to(precision))
+    model.update(force=True)
+    learned = {name for name, _ in model.named_parameters()}
+    weights = {n: t.to(precision) if n in learned else t for n, t in model.state_dict().items()}
+    save_checkpoint(args.output, {"format": 1, "model": record, "state_dict": weights})
+    print(f"{args.output}: {args.output.stat().st_size / 1e6:.1f} MB, model {model.fingerprint().hex()}")
+
+
+if __name__ == "__main__":
+    run_program(main)

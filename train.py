@@ -1,0 +1,231 @@
+"""Train a model on a folder of images, on one CPU or on many GPUs.
+
+    python train.py -d photos --cuda                                              # the paper's recipe, into runs/
+    python train.py -d photos --model tcm-small --lambda 0.05 --save_path small    # another model and trade-off
+    python train.py -d photos --model tcm-small --lambda 0.05 --save_path small --resume      # after any kind of end
+    python train.py -d photos --checkpoint runs/a/best.pt --type ms-ssim            # fine-tune
+    torchrun --nproc_per_node=4 train.py -d photos --cuda                           # batch size is per process
+
+--save_path gets latest.pt, best.pt, log.jsonl (see utils/train_log.py) and tensorboard/.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import shlex
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from utils.checkpoint import save_checkpoint
+from utils.cli import UserError, run_program
+from utils.datasets import Crops, Sampling, batch_positions, make_loader
+from utils.devices import choose_device, describe_device
+from utils.distributed import Processes, alike, joined_processes, on_first, share_gradients
+from utils.files import require_writable
+from utils.optimization import Average, Schedule, make_optimizers, quantiles_of
+from utils.run_state import RunState
+from utils.start import BEST, LATEST, Start, find_start
+from utils.stopping import StopRequest, stop_requests
+from utils.survey import Survey, hold_images, survey_images
+from utils.train_flags import check_flags, parse_arguments, settings
+from utils.train_log import Interval, TrainLog, format_line, gpu_memory
+from utils.training import Recipe, train_step
+from utils.validation import format_validation, lambdas_to_validate, validate
+
+SHOWN_IMAGES = 3  # reconstructions that TensorBoard gets
+
+
+def main(argv: Sequence[str]) -> None:
+    """One run, from where the flags let it start to its last step or to a signal."""
+    args = parse_arguments(argv)
+    with stop_requests() as stop, joined_processes(args.cuda) as processes:
+        alike(processes, lambda: check_flags(args))
+        device = choose_device(f"cuda:{processes.local_rank}" if args.cuda else None, args.cuda)
+        folder = folder_of(args)
+        torch.manual_seed(args.seed)  # the same on all processes: their weights are equal and they share their noise
+        survey = on_first(processes, lambda: survey_images(args))
+        start = alike(processes, lambda: find_start(args, folder))
+        alike(processes, lambda: check_patch(args, start))
+        plan_steps(args, survey, processes)
+        state = make_state(args, start, survey, device, processes)
+        log = TrainLog(
+            folder if processes.first else None, processes.first, state.step, args.max_steps, args.tensorboard
+        )
+        introduce(log, args, start, survey, state, device, processes)
+        network = prepare_network(args, state.model, processes, device)
+        batches = open_batches(args, survey, state.step, device, processes)
+        stopped = run(args, state, network, batches, survey, log, stop, device, processes, folder)
+        log.say(farewell(state, stop if stopped else None, folder, argv, processes))
+        log.close()
+
+
+def folder_of(args: argparse.Namespace) -> Path | None:
+    """Where checkpoints and logs go. Raises UserError where nothing can be written there."""
+    if not args.save:
+        return None
+    model = args.model or (args.checkpoint.stem if args.checkpoint else "dcae")
+    rate = "variable" if args.variable_rate else f"{args.weight:g}"
+    folder = args.save_path or Path("runs") / f"{model}-{args.type}-{rate}"
+    require_writable(folder / LATEST, "--save_path")
+    return folder
+
+
+def check_patch(args: argparse.Namespace, start: Start) -> None:
+    """Raise UserError where the patch would have to be padded: the rate would count what is no image."""
+    side, multiple = args.patch_size[0], start.model.size_multiple
+    if side % multiple:
+        raise UserError(f"--patch-size {side}: {start.name} works on multiples of {multiple}; choose one of them")
+
+
+def plan_steps(args: argparse.Namespace, survey: Survey, processes: Processes) -> None:
+    """Turn epochs into steps: max_steps, val_every and milestones."""
+    epoch = len(survey.images.paths) / (args.batch_size * args.accumulate * processes.count)
+    args.max_steps = args.max_steps or math.ceil(args.epochs * epoch)
+    args.val_every = math.ceil(epoch) if args.val_every is None else args.val_every
+    args.milestones = [round(e * epoch) for e in args.lr_epoch] if args.lr_epoch else [round(0.8 * args.max_steps)]
+
+
+def make_state(
+    args: argparse.Namespace, start: Start, survey: Survey, device: torch.device, processes: Processes
+) -> RunState:
+    """Model, optimizers and all that changes while training, fresh or as a checkpoint left them."""
+    model = start.model.to(device).train()
+    for prior in (model.entropy_bottleneck, model.gaussian_conditional):
+        prior.noise_share = (processes.rank, processes.count)
+    schedule = Schedule(args.schedule, args.learning_rate, args.warmup, args.max_steps, tuple(args.milestones))
+    scaler = torch.amp.GradScaler(device.type, enabled=args.precision == "fp16")
+    average = Average(model, args.ema) if args.ema else None
+    optimizers = make_optimizers(model, args.learning_rate, args.aux_learning_rate)
+    state = RunState(start.name, model, *optimizers, scaler, schedule, average, settings(args), survey.identity)
+    if start.state:
+        state.restore(start.state)
+    return state
+
+
+def introduce(
+    log: TrainLog, args: argparse.Namespace, start: Start, survey: Survey, state: RunState, device: torch.device,
+    processes: Processes,
+) -> None:  # fmt: skip
+    """Say what will be done, with every setting in force."""
+    log.say(survey.text)
+    if start.state and start.state["data"] != survey.identity:
+        log.say(f"note: the training images have changed since: {start.state['data']['images']} then")
+    log.say(start.text)
+    parameters = sum(p.numel() for p in state.model.parameters())
+    machine = {"device": describe_device(device), "processes": processes.count, "parameters": parameters}
+    config = {f"model.{key}": value for key, value in state.model.config.items()}
+    in_force = {**settings(args), "model": state.name, **config, **machine}
+    log.say("settings: " + " ".join(f"{key}={value}" for key, value in in_force.items()))
+    log.event("start", state.step, {"settings": in_force})
+
+
+def prepare_network(
+    args: argparse.Namespace, model: nn.Module, processes: Processes, device: torch.device
+) -> nn.Module:
+    """The model as it is trained: behind DDP where there are several processes, compiled where asked for."""
+    torch.backends.cudnn.benchmark = True  # patches are all of one size
+    network = share_gradients(processes, model, quantiles_of(model), device)
+    return torch.compile(network) if args.compile else network
+
+
+def open_batches(
+    args: argparse.Namespace, survey: Survey, step: int, device: torch.device, processes: Processes
+) -> Iterator:
+    """The batches of this process from `step` on."""
+    images = hold_images(args, survey.images, device, processes.first)
+    sampling = Sampling(args.seed, len(images), args.batch_size * args.accumulate * processes.count, args.downscale)
+    first, last = (count * args.accumulate for count in (step, args.max_steps))
+    positions = batch_positions(first, last, args.batch_size, processes.rank, processes.count)
+    crops = Crops(images, sampling, args.patch_size[0])
+    return iter(make_loader(crops, positions, args.num_workers, pin=args.cuda and args.cache != "device"))
+
+
+def run(
+    args: argparse.Namespace, state: RunState, network: nn.Module, batches: Iterator, survey: Survey, log: TrainLog,
+    stop: StopRequest, device: torch.device, processes: Processes, folder: Path | None,
+) -> bool:  # fmt: skip
+    """The steps, with what is due between them; returns whether a signal ended them early."""
+    recipe = Recipe(args.type, args.weight, args.precision, args.accumulate, args.clip_max_norm, device, processes)
+    interval, passed_over, stopped = Interval(), 0, False
+    while True:
+        if validation_is_due(args, state):
+            validate_now(args, state, survey, log, stop, device, processes, folder)
+            interval = Interval()
+        if state.step >= args.max_steps or stopped:
+            break
+        rate = state.schedule(state.step)
+        result = train_step(state, network, batches, recipe, stop())
+        stopped, passed_over = result.stop, passed_over + result.passed_over
+        interval.add(result.values, args.batch_size * args.accumulate * processes.count, result.waited, result.finite)
+        log.bar.update()
+        if state.step % args.log_every == 0 or state.step == args.max_steps:
+            totals = {"not_finite": state.not_finite["total"], "passed_over": passed_over}
+            values = {**interval.summary(args.type), "rate": rate, "gpu_gib": gpu_memory(device), **totals}
+            log.event("train", state.step, values)
+            log.interval(format_line(state.step, args.max_steps, values))
+            interval = Interval()
+        if state.step % args.save_every == 0:
+            save(state, folder, LATEST, log)
+        if args.keep_every and state.step % args.keep_every == 0:
+            save(state, folder, f"step_{state.step:07d}.pt", log)
+    save(state, folder, LATEST, log)
+    return state.step < args.max_steps
+
+
+def validation_is_due(args: argparse.Namespace, state: RunState) -> bool:
+    """Every val_every steps and at the end, once."""
+    if not args.val_every or not state.step or state.validated == state.step:
+        return False
+    return state.step % args.val_every == 0 or state.step >= args.max_steps
+
+
+def validate_now(
+    args: argparse.Namespace, state: RunState, survey: Survey, log: TrainLog, stop: StopRequest, device: torch.device,
+    processes: Processes, folder: Path | None,
+) -> None:  # fmt: skip
+    """Validate whole images, log the result and keep the weights if they are the best so far."""
+    lambdas = lambdas_to_validate(args.variable_rate, args.weight)
+    shown = {path.name for path in survey.validation[:SHOWN_IMAGES]}
+
+    def keep(path: Path, pixels: np.ndarray) -> None:
+        if path.name in shown:
+            log.image(f"validation/{path.name}", pixels, state.step)
+
+    values = validate(state.usable, survey.validation, lambdas, args.type, processes, device, stop, keep)
+    if values is None:
+        return
+    state.validated = state.step
+    log.event("validation", state.step, values)
+    for line in format_validation(values):
+        log.say(f"validation at step {state.step}: {line}")
+    if state.best is None or values["loss"] < state.best:
+        state.best = values["loss"]
+        save(state, folder, BEST, log)
+
+
+def save(state: RunState, folder: Path | None, name: str, log: TrainLog) -> None:
+    """Write a checkpoint, on the first process."""
+    if folder and log.first:
+        save_checkpoint(folder / name, state.to_checkpoint())
+
+
+def farewell(
+    state: RunState, stop: StopRequest | None, folder: Path | None, argv: Sequence[str], processes: Processes
+) -> str:
+    """The last line: what was reached and, after a signal, how to go on."""
+    if stop is None:
+        return f"finished at step {state.step}" + (f"; {folder / BEST} and {folder / LATEST}" if folder else "")
+    if folder is None:
+        return f"stopped at step {state.step}; nothing was saved (--no-save)"
+    program = "python" if processes.count == 1 else f"torchrun --nproc_per_node={processes.count}"
+    flags = shlex.join([*(a for a in argv if a != "--resume"), "--resume"])
+    return f"stopped at step {state.step} and saved; go on with: {program} train.py {flags}"
+
+
+if __name__ == "__main__":
+    run_program(main)

@@ -1,0 +1,119 @@
+"""Several processes as one: joined by torchrun's environment, failing together, sharing gradients and sums."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as distributed
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from utils.cli import UserError
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Processes:
+    """Which of how many processes this is; `local_rank` counts on this machine."""
+
+    rank: int = 0
+    count: int = 1
+    local_rank: int = 0
+
+    @property
+    def first(self) -> bool:
+        return self.rank == 0
+
+
+@contextmanager
+def joined_processes(cuda: bool) -> Iterator[Processes]:
+    """Within the block, the processes that torchrun started know each other: NCCL on GPUs, gloo on CPUs.
+
+    Raises UserError where they cannot meet.
+    """
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        yield Processes()
+        return
+    try:
+        distributed.init_process_group("nccl" if cuda else "gloo")
+    except (RuntimeError, ValueError) as error:
+        raise UserError(
+            f"--master_port: the processes cannot meet ({str(error).splitlines()[0]}); try another"
+        ) from error
+    try:
+        local_rank = int(os.environ.get("LOCAL_RANK", 0))
+        yield Processes(distributed.get_rank(), distributed.get_world_size(), local_rank)
+    finally:
+        distributed.destroy_process_group()
+
+
+def alike(processes: Processes, function: Callable[[], Result]) -> Result:
+    """Call `function` on every process; a UserError of one becomes a UserError of all."""
+    result, problem = None, None
+    try:
+        result = function()
+    except UserError as error:
+        problem = str(error)
+    problems = [text for text in gathered(processes, [problem]) if text]
+    if problems:
+        raise UserError(problem or problems[0])
+    return result
+
+
+def on_first(processes: Processes, function: Callable[[], Result]) -> Result:
+    """Call `function` on the first process and give its result, or its UserError, to all."""
+    if processes.count == 1:
+        return function()
+    box: list[Any] = [None, None]
+    if processes.first:
+        try:
+            box[0] = function()
+        except UserError as error:
+            box[1] = str(error)
+    distributed.broadcast_object_list(box)
+    if box[1]:
+        raise UserError(box[1])
+    return box[0]
+
+
+def gathered(processes: Processes, items: list[Any]) -> list[Any]:
+    """The lists of all processes, one after another, on every process."""
+    if processes.count == 1:
+        return items
+    parts: list[Any] = [None] * processes.count
+    distributed.all_gather_object(parts, items)
+    return [item for part in parts for item in part]
+
+
+def mean_over(processes: Processes, values: Tensor) -> Tensor:
+    """The mean of a tensor over the processes."""
+    if processes.count > 1:
+        distributed.all_reduce(values)
+    return values / processes.count
+
+
+def any_of(processes: Processes, flag: bool, device: torch.device) -> bool:
+    """Whether the flag is set on any process."""
+    return bool(mean_over(processes, torch.tensor(float(flag), device=device)) > 0)
+
+
+def share_gradients(
+    processes: Processes, model: nn.Module, local: Iterable[nn.Parameter], device: torch.device
+) -> nn.Module:
+    """The model behind DDP, which averages gradients over the processes; as it is where there is only one.
+
+    `local` parameters stay outside: the quantiles' loss depends on the weights alone, so it is the same everywhere.
+    """
+    if processes.count == 1:
+        return model
+    outside = {id(parameter) for parameter in local}
+    names = [name for name, parameter in model.named_parameters() if id(parameter) in outside]
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, names)
+    ids = [device.index] if device.type == "cuda" else None
+    return DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False)

@@ -1,0 +1,40 @@
+"""The training loss: rate plus lambda times distortion."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from models.layers.entropy_models import SCALE_MIN
+from utils.metrics import MS_SSIM_WINDOW
+
+METRICS = ("mse", "ms-ssim")
+DEFAULT_LAMBDA = {"mse": 0.013, "ms-ssim": 8.73}
+WEIGHT_OF_METRIC = {"mse": 255.0**2, "ms-ssim": 1.0}  # lambda is given for errors of 8-bit values
+
+
+def rate_distortion(out: dict, x: Tensor, lambdas: Tensor, metric: str, slices: int) -> dict[str, Tensor]:
+    """The loss lambda * distortion + rate and its parts, means over the batch, in float32 (Equation 2).
+
+    The distortion is 255^2 MSE or 1 - MS-SSIM; rates are in bits per pixel. `out` is a model's output for x
+    (B, 3, H, W), lambdas (B,). Returns 0-dim tensors loss, distortion (without the 255^2), bpp_y, bpp_z, bound (share
+    of scales at the lower bound, 0..1) and bpp_slices (slices,).
+    """
+    pixels = x.shape[-2] * x.shape[-1]
+    y, z = (-torch.log2(out["likelihoods"][name]) for name in ("y", "z"))
+    of_slices = y.reshape(len(x), slices, -1).sum(2) / pixels  # (B, slices)
+    of_z = z.flatten(1).sum(1) / pixels
+    distortion = distortion_of(out["x_hat"].to(x.dtype), x, metric)
+    loss = lambdas * WEIGHT_OF_METRIC[metric] * distortion + of_slices.sum(1) + of_z
+    at_bound = (out["para"]["scales"] <= SCALE_MIN).float().mean()
+    parts = {"distortion": distortion.mean(), "bpp_y": of_slices.sum(1).mean(), "bpp_z": of_z.mean()}
+    return {"loss": loss.mean(), **parts, "bound": at_bound, "bpp_slices": of_slices.mean(0)}
+
+
+def distortion_of(x_hat: Tensor, x: Tensor, metric: str) -> Tensor:
+    """MSE or 1 - MS-SSIM of each image, (B,), from images (B, 3, H, W) in [0, 1]."""
+    if metric == "mse":
+        return (x_hat - x).square().flatten(1).mean(1)
+    import pytorch_msssim
+
+    return 1 - pytorch_msssim.ms_ssim(x_hat, x, data_range=1.0, win_size=MS_SSIM_WINDOW, size_average=False)
