@@ -12,6 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
+MADE_BY_RUNNING = ("demo", "runs", "results.json")
 COMMANDS = [line for line in README.splitlines() if re.match(r"python \S+\.py ", line)]
 
 
@@ -30,7 +31,7 @@ def test_files_and_targets_exist():
     for name in named:
         assert any((ROOT / folder / name).exists() for folder in folders), name
     for entry in (p.name for p in ROOT.iterdir()):
-        if not entry.startswith(".") and entry not in {"README.md", "demo", "results", "runs"}:
+        if not entry.startswith(".") and entry not in {"README.md", *MADE_BY_RUNNING}:
             assert entry in tree or f"{entry}/" in tree, f"{entry} is missing from the README's file tree"
     targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.M))
     assert set(re.findall(r"\bmake (\w+)", README)) - {"without"} <= targets | {"make"}
