@@ -108,7 +108,7 @@ def _detect_dcae(weights: StateDict) -> dict[str, Any]:
     config = {
         "channels": channels,
         "depths": depths,
-        "head_dims": [h[0] if h else c for h, c in zip(heads, channels)],
+        "head_dims": [h[0] if h else default for h, default in zip(heads, (8, 16, 32))],
         "window": next((h[1] for h in heads if h), 8),
         "N": weights["entropy_bottleneck.quantiles"].shape[0],
         "M": weights["g_a.6.weight"].shape[0],

@@ -7,7 +7,7 @@ import re
 import pytest
 import torch
 
-from models import load_model
+from models import build_model, default_config, load_model
 from models.loading import detect
 from tests.toys import TOYS, toy_image, toy_model
 from utils.cli import UserError
@@ -106,8 +106,7 @@ def test_no_code_is_run(tmp_path):
 
 
 def test_detection_gives_the_published_sizes():
-    """Full-size models are told from their names and shapes alone."""
-    from models import DCAE
-
-    model = DCAE(depths=(1, 2, 3), msfa=2)
-    assert detect(model.state_dict())[1] == model.config
+    """Full-size models are told from their names and shapes alone, also where a stage has no Transformer layers."""
+    for name in ("dcae-ablation", "tcm-small"):
+        name_found, config = detect(build_model(name).state_dict())
+        assert build_model(name_found, **config).config == default_config(name)
