@@ -9,7 +9,8 @@
 
 "Channel-wise Autoregressive Entropy Models for Learned Image Compression" (Minnen and Singh, ICIP 2020,
 arXiv:2007.08739), as DCAE, TCM and ICWEM use it. A model is its transforms plus two hooks, `hyper_synthesis` and
-`slice_support`; where the latent is not g_a's output alone, also `analysis` and `synthesis`.
+`slice_support`. Where the latent is not g_a's output alone, it has `analysis` and `synthesis` of its own; where a slice
+is coded in several passes, `code_slice` and `join`; where there is side information beside z, the `*_hyper` methods.
 
 Frozen names: `g_a`, `g_s` analysis and synthesis transform; `h_a` hyper-analysis; `cc_*_transforms` the networks of the
 slices' means and scales; `lrp_transforms` latent residual prediction.
@@ -19,7 +20,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -32,12 +33,14 @@ from models.coders import (
     SymbolCheck,
     get_symbols,
     put_symbols,
-    round_straight_through,
 )
 from models.layers.convolution import conv
-from models.layers.entropy_models import EntropyBottleneck, GaussianConditional
+from models.layers.entropy_models import EntropyBottleneck, EntropyModel, GaussianConditional
 from models.layers.gain import QUALITY_MAX, QUALITY_MIN, GainUnit
 from models.portable import portable_copy
+
+if TYPE_CHECKING:
+    from utils.rans import Decoder, Encoder
 
 STRIDE_Y, STRIDE_Z = 16, 64  # pixels a latent position covers, in y and in z
 ARITHMETICS = ("fp64", "fp32", "published")
@@ -68,7 +71,8 @@ class SliceCompressionModel(nn.Module):
     """What all models share. Subclasses build the modules named above with the help of the `build_*` methods.
 
     Arguments: `config`, the constructor's arguments, recorded in checkpoints; `M`, channels of y; `hyper_channels`,
-    channels of z; `slices`, into how many y is cut; `windows`, window sides of the transforms and of the hyper-prior.
+    channels of z; `slices`, into how many y is cut, or the channels of each; `windows`, window sides of the transforms
+    and of the hyper-prior.
     """
 
     model_name: str
@@ -79,15 +83,16 @@ class SliceCompressionModel(nn.Module):
         config: dict[str, Any],
         M: int,
         hyper_channels: int,
-        slices: int,
+        slices: int | Sequence[int],
         windows: tuple[int, int],
         variable_rate: bool,
     ) -> None:
         super().__init__()
-        if M % slices:
-            raise ValueError(f"M = {M} channels do not divide into {slices} slices")
+        self.slice_sizes = [M // slices] * slices if isinstance(slices, int) else list(slices)
+        if sum(self.slice_sizes) != M:
+            raise ValueError(f"M = {M} channels do not divide into slices of {self.slice_sizes}")
         self.config = config
-        self.M, self.hyper_channels, self.slices, self.slice_channels = M, hyper_channels, slices, M // slices
+        self.M, self.hyper_channels, self.slices = M, hyper_channels, len(self.slice_sizes)
         # A map is a whole number of windows: 16 to y times the window, 32 to h_a's attention times its window.
         self.size_multiple = max(STRIDE_Y * windows[0], STRIDE_Z // 2 * windows[1], STRIDE_Z)
         self.variable_rate = variable_rate
@@ -97,10 +102,10 @@ class SliceCompressionModel(nn.Module):
 
     def build_slice_networks(self, support_channels: Sequence[int], widths: Sequence[int]) -> None:
         """The mean, scale and residual networks of every slice; `support_channels[i]` is the width of support i."""
-        step = self.slice_channels
-        self.cc_mean_transforms = nn.ModuleList(EntropyParameters(c, widths, step) for c in support_channels)
-        self.cc_scale_transforms = nn.ModuleList(EntropyParameters(c, widths, step) for c in support_channels)
-        self.lrp_transforms = nn.ModuleList(EntropyParameters(c + step, widths, step) for c in support_channels)
+        sizes = list(zip(support_channels, self.slice_sizes))
+        self.cc_mean_transforms = nn.ModuleList(EntropyParameters(c, widths, out) for c, out in sizes)
+        self.cc_scale_transforms = nn.ModuleList(EntropyParameters(c, widths, out) for c, out in sizes)
+        self.lrp_transforms = nn.ModuleList(EntropyParameters(c + out, widths, out) for c, out in sizes)
 
     def build_prior(self) -> None:
         """The factorized prior of z, with empty tables."""
@@ -132,18 +137,26 @@ class SliceCompressionModel(nn.Module):
 
     def code_slices(self, z_hat: Tensor, y: Tensor | None, coder) -> Tensor:
         """Run `coder` over the slices of y (None when decoding); return y_hat (B, M, h, w)."""
-        scales, means = self.hyper_synthesis(z_hat)
-        y_slices = [None] * self.slices if y is None else y.chunk(self.slices, 1)
+        features = self.hyper_synthesis(z_hat)
+        y_slices = [None] * self.slices if y is None else y.split(self.slice_sizes, 1)
         decoded: list[Tensor] = []
         for i, y_i in enumerate(y_slices):
-            mean_support, scale_support = self.slice_support(i, scales, means, decoded)
-            mu = self.cc_mean_transforms[i](mean_support)  # (B, M / slices, h, w)
-            sigma = self.cc_scale_transforms[i](scale_support)
-            with torch.autocast(mu.device.type, enabled=False):
-                y_hat_i = coder(y_i, mu, sigma)
-            residual = self.lrp_transforms[i](torch.cat([mean_support, y_hat_i], 1))
-            decoded.append(y_hat_i + 0.5 * torch.tanh(residual))
+            supports = self.slice_support(i, *features, decoded)
+            decoded.append(self.code_slice(i, y_i, *supports, coder))
         return torch.cat(decoded, 1)
+
+    def code_slice(self, i: int, y_i: Tensor | None, mean_support: Tensor, scale_support: Tensor, coder) -> Tensor:
+        """Slice i of y_hat (B, slice_sizes[i], h, w), its latent residual added."""
+        mu = self.cc_mean_transforms[i](mean_support)
+        sigma = self.cc_scale_transforms[i](scale_support)
+        with torch.autocast(mu.device.type, enabled=False):
+            y_hat_i = coder(y_i, mu, sigma)
+        residual = self.lrp_transforms[i](torch.cat([mean_support, y_hat_i], 1))
+        return y_hat_i + 0.5 * torch.tanh(residual)
+
+    def join(self, parts: list[Tensor]) -> Tensor:
+        """What a coder kept at each call, as one map like y (B, M, h, w)."""
+        return torch.cat(parts, 1)
 
     # ---- training and rate estimation ------------------------------------------------------------------------------
 
@@ -157,17 +170,17 @@ class SliceCompressionModel(nn.Module):
         size, x = x.shape[-2:], pad_to_multiple(x, self.size_multiple)
         quality = self.check_quality(quality, x)
         y = self.to_latent(x, quality)
-        z = self.h_a(y)
-        with torch.autocast(x.device.type, enabled=False):
-            y, z = y.to(x.dtype), z.to(x.dtype)
-            z_likelihoods = self.entropy_bottleneck(z)[1]
-            medians = self.entropy_bottleneck.medians()
-            z_hat = round_straight_through(z - medians) + medians
+        z_hat, z_likelihoods = self.estimate_hyper(y)
+        y = y.to(x.dtype)  # out of autocast
         coder = EstimatingCoder(self.gaussian_conditional)
         y_hat = self.code_slices(z_hat, y, coder)
-        likelihoods = {"y": torch.cat(coder.likelihoods, 1), "z": z_likelihoods}
-        para = {"means": torch.cat(coder.means, 1), "scales": torch.cat(coder.scales, 1), "y": y}
+        likelihoods = {"y": self.join(coder.likelihoods), "z": z_likelihoods}
+        para = {"means": self.join(coder.means), "scales": self.join(coder.scales), "y": y}
         return {"x_hat": crop(self.to_image(y_hat, quality), size), "likelihoods": likelihoods, "para": para}
+
+    def estimate_hyper(self, y: Tensor) -> tuple[Any, Tensor]:
+        """y -> z_hat as `code_slices` takes it, and the likelihoods (B, ...) of the symbols of z."""
+        return self.entropy_bottleneck.estimate(self.h_a(y))
 
     def to_latent(self, x: Tensor, quality: Tensor | None) -> Tensor:
         """Analysis transform and gain: y as it is quantised."""
@@ -193,7 +206,7 @@ class SliceCompressionModel(nn.Module):
 
     def aux_loss(self) -> Tensor:
         """The loss of the factorized prior's quantiles, which nothing else trains."""
-        return self.entropy_bottleneck.loss()
+        return sum(prior.loss() for prior in self.entropy_models() if isinstance(prior, EntropyBottleneck))
 
     # ---- files -----------------------------------------------------------------------------------------------------
 
@@ -213,16 +226,22 @@ class SliceCompressionModel(nn.Module):
         """The second half of `compress`, from y (B, M, h, w) after any gain."""
         from utils.rans import Encoder
 
-        path, z_tables = self.entropy_path(arithmetic), self.z_tables(arithmetic)
-        z, medians = self.h_a(y), self.entropy_bottleneck.medians()
-        z_symbols = torch.round(z - medians)
-        encoders, checks = [[Encoder() for _ in z] for _ in range(2)], [SymbolCheck() for _ in z]
-        put_symbols(encoders[1], checks, z_symbols, self.z_indexes(z.shape), z_tables)
-        z_hat = z_symbols.to(path.dtype) + medians.to(path.dtype)
+        path = self.entropy_path(arithmetic)
+        encoders, checks = [[Encoder() for _ in y] for _ in range(2)], [SymbolCheck() for _ in y]
+        z_hat = self.encode_hyper(y, encoders[1], checks, arithmetic)
         coder = EncodingCoder(path.gaussian_conditional, encoders[0], checks)
         path.code_slices(z_hat, y.to(path.dtype), coder)
         strings = [[encoder.finish() for encoder in group] for group in encoders]
-        return {"strings": strings, "shape": tuple(z.shape[-2:]), "checks": [check.value for check in checks]}
+        shape = tuple(side * STRIDE_Y // STRIDE_Z for side in y.shape[-2:])
+        return {"strings": strings, "shape": shape, "checks": [check.value for check in checks]}
+
+    def encode_hyper(self, y: Tensor, encoders: list[Encoder], checks: list[SymbolCheck], arithmetic: str) -> Any:
+        """Give the symbols of z to one encoder an image; return z_hat as the `code_slices` of `arithmetic` takes it."""
+        z, medians = self.h_a(y), self.entropy_bottleneck.medians()
+        symbols = torch.round(z - medians)
+        put_symbols(encoders, checks, symbols, self.z_indexes(z.shape), self.z_tables(arithmetic))
+        dtype = self.entropy_path(arithmetic).dtype
+        return symbols.to(dtype) + medians.to(dtype)
 
     @torch.no_grad()
     def decompress(
@@ -249,18 +268,25 @@ class SliceCompressionModel(nn.Module):
         """The first half of `decompress`: y_hat (B, M, 4h, 4w), before any inverse gain, and the checks."""
         from utils.rans import Decoder
 
-        path, z_tables = self.entropy_path(arithmetic), self.z_tables(arithmetic)
+        path = self.entropy_path(arithmetic)
         decoders, checks = [[Decoder(s) for s in group] for group in strings], [SymbolCheck() for _ in strings[0]]
-        indexes = self.z_indexes((len(strings[1]), self.hyper_channels, *shape))
-        z_symbols = get_symbols(decoders[1], checks, indexes, z_tables)
+        z_hat = self.decode_hyper(shape, decoders[1], checks, arithmetic)
         for decoder in decoders[1]:
             decoder.check_end()
-        medians = self.entropy_bottleneck.medians().to(path.dtype)
         coder = DecodingCoder(path.gaussian_conditional, decoders[0], checks)
-        y_hat = path.code_slices(z_symbols.to(medians) + medians, None, coder)
+        y_hat = path.code_slices(z_hat, None, coder)
         for decoder in decoders[0]:
             decoder.check_end()
         return y_hat.to(self.dtype), [check.value for check in checks]
+
+    def decode_hyper(
+        self, shape: tuple[int, int], decoders: list[Decoder], checks: list[SymbolCheck], arithmetic: str
+    ) -> Any:
+        """The inverse of `encode_hyper`, for z of `shape`."""
+        indexes = self.z_indexes((len(decoders), self.hyper_channels, *shape))
+        symbols = get_symbols(decoders, checks, indexes, self.z_tables(arithmetic))
+        medians = self.entropy_bottleneck.medians().to(self.entropy_path(arithmetic).dtype)
+        return symbols.to(medians) + medians
 
     def entropy_path(self, arithmetic: str) -> SliceCompressionModel:
         """The model whose `code_slices` works in `arithmetic`: itself, or a float64 copy made once."""
@@ -290,14 +316,19 @@ class SliceCompressionModel(nn.Module):
     def update(self, force: bool = False) -> bool:
         """Fill the entropy tables where they are empty (all with `force`); needed before files are written or read."""
         self._derived.clear()
-        return bool(self.entropy_bottleneck.update(force) | self.gaussian_conditional.update(force))
+        return sum(prior.update(force) for prior in self.entropy_models()) > 0
+
+    def entropy_models(self) -> list[EntropyModel]:
+        """All that has entropy tables."""
+        return [module for module in self.modules() if isinstance(module, EntropyModel)]
 
     def fingerprint(self) -> bytes:
         """4 bytes over weights and entropy tables: who wrote a file. Raises ValueError before `update()`."""
         return self._derive("fingerprint", self._hash)
 
     def _hash(self) -> bytes:
-        self.entropy_bottleneck.tables(), self.gaussian_conditional.tables()
+        for prior in self.entropy_models():
+            prior.tables()
         digest = hashlib.sha256()
         for name, tensor in sorted(self.state_dict().items()):
             digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())

@@ -14,25 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.layers.entropy_models import GaussianConditional
+from models.layers.entropy_models import GaussianConditional, round_straight_through
 
 if TYPE_CHECKING:
     from utils.rans import Decoder, Encoder, Tables
-
-
-class _Round(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x: Tensor) -> Tensor:
-        return torch.round(x)
-
-    @staticmethod
-    def backward(ctx, gradient: Tensor) -> Tensor:
-        return gradient
-
-
-def round_straight_through(x: Tensor) -> Tensor:
-    """round(x), exactly, with the gradient of x."""
-    return _Round.apply(x)
 
 
 class EstimatingCoder:

@@ -59,7 +59,7 @@ class DCAE(SliceCompressionModel):
         config = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
         config = {k: list(v) if isinstance(v, Sequence) else v for k, v in config.items()}
         super().__init__(config, M, N, slices, (window, hyper_window), variable_rate)
-        query_channels = [2 * M + i * self.slice_channels for i in range(slices)]
+        query_channels = [2 * M + sum(self.slice_sizes[:i]) for i in range(slices)]
         width = dictionary_heads * dictionary_head_dim
         if dictionary_entries:
             self.dt = nn.Parameter(torch.randn(dictionary_entries, width))

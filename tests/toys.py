@@ -39,3 +39,8 @@ def toy_image(height: int, width: int, batch: int = 1, seed: int = 0) -> torch.T
     coarse = torch.rand(batch, 3, height // 16 + 2, width // 16 + 2, generator=generator)
     smooth = torch.nn.functional.interpolate(coarse, (height, width), mode="bilinear")
     return (smooth + 0.05 * torch.randn(smooth.shape, generator=generator)).clamp(0, 1)
+
+
+def toy_hyper(model: SliceCompressionModel, side: int) -> torch.Tensor:
+    """A z_hat of side x side positions, as `code_slices` takes it."""
+    return torch.randn(1, model.hyper_channels, side, side)

@@ -44,6 +44,21 @@ class _BoundedBelow(torch.autograd.Function):
         return gradient * ((x >= bound) | (gradient < 0)), None
 
 
+class _Round(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        return torch.round(x)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        return gradient
+
+
+def round_straight_through(x: Tensor) -> Tensor:
+    """round(x), exactly, with the gradient of x."""
+    return _Round.apply(x)
+
+
 class LowerBound(nn.Module):
     """x -> max(x, bound) with a straight-through gradient towards the bound."""
 
@@ -139,6 +154,12 @@ class EntropyBottleneck(EntropyModel):
         values = z.transpose(0, 1).flatten(1).unsqueeze(1)  # (C, 1, B * h * w)
         likelihood = self.likelihood_lower_bound(self._likelihood(values)[0])
         return z, likelihood.reshape(z.shape[1], z.shape[0], *z.shape[2:]).transpose(0, 1)
+
+    def estimate(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """z (B, C, h, w), out of autocast -> z_hat rounded straight-through, and likelihoods; both (B, C, h, w)."""
+        with torch.autocast(z.device.type, enabled=False):
+            z, medians = z.to(self.quantiles.dtype), self.medians()
+            return round_straight_through(z - medians) + medians, self(z)[1]
 
     def medians(self) -> Tensor:
         """(1, C, 1, 1), without gradient: the loss on the quantiles alone moves them."""
