@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import math
 import shlex
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -21,7 +22,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from utils.checkpoint import save_checkpoint
+from utils.checkpoint import remove_unfinished, save_checkpoint
 from utils.cli import UserError, run_program
 from utils.datasets import Crops, Sampling, batch_positions, make_loader
 from utils.devices import choose_device, describe_device
@@ -45,13 +46,15 @@ def main(argv: Sequence[str]) -> None:
     args = parse_arguments(argv)
     with stop_requests() as stop, joined_processes(args.cuda) as processes:
         alike(processes, lambda: check_flags(args))
-        device = choose_device(f"cuda:{processes.local_rank}" if args.cuda else None, args.cuda)
-        folder = folder_of(args)
+        device = alike(processes, lambda: choose_device(own_gpu(processes) if args.cuda else None, args.cuda))
+        folder = alike(processes, lambda: folder_of(args))
         torch.manual_seed(args.seed)  # the same on all processes: their weights are equal and they share their noise
         survey = on_first(processes, lambda: survey_images(args))
         start = alike(processes, lambda: find_start(args, folder))
         alike(processes, lambda: check_patch(args, start))
         plan_steps(args, survey, processes)
+        if folder and processes.first:
+            remove_unfinished(folder)
         state = make_state(args, start, survey, device, processes)
         log = TrainLog(
             folder if processes.first else None, processes.first, state.step, args.max_steps, args.tensorboard
@@ -62,6 +65,11 @@ def main(argv: Sequence[str]) -> None:
         stopped = run(args, state, network, batches, survey, log, stop, device, processes, folder)
         log.say(farewell(state, stop if stopped else None, folder, argv, processes))
         log.close()
+
+
+def own_gpu(processes: Processes) -> str:
+    """The GPU of this process among those of its machine."""
+    return f"cuda:{processes.local_rank}"
 
 
 def folder_of(args: argparse.Namespace) -> Path | None:
@@ -95,7 +103,7 @@ def make_state(
 ) -> RunState:
     """Model, optimizers and all that changes while training, fresh or as a checkpoint left them."""
     model = start.model.to(device).train()
-    for prior in (model.entropy_bottleneck, model.gaussian_conditional):
+    for prior in model.entropy_models():
         prior.noise_share = (processes.rank, processes.count)
     schedule = Schedule(args.schedule, args.learning_rate, args.warmup, args.max_steps, tuple(args.milestones))
     scaler = torch.amp.GradScaler(device.type, enabled=args.precision == "fp16")
@@ -165,7 +173,7 @@ def run(
         log.bar.update()
         if state.step % args.log_every == 0 or state.step == args.max_steps:
             totals = {"not_finite": state.not_finite["total"], "passed_over": passed_over}
-            values = {**interval.summary(args.type), "rate": rate, "gpu_gib": gpu_memory(device), **totals}
+            values = {**interval.summary(), "rate": rate, "gpu_gib": gpu_memory(device), **totals}
             log.event("train", state.step, values)
             log.interval(format_line(state.step, args.max_steps, values))
             interval = Interval()
@@ -190,10 +198,10 @@ def validate_now(
 ) -> None:  # fmt: skip
     """Validate whole images, log the result and keep the weights if they are the best so far."""
     lambdas = lambdas_to_validate(args.variable_rate, args.weight)
-    shown = {path.name for path in survey.validation[:SHOWN_IMAGES]}
+    shown = survey.validation[:: processes.count][:SHOWN_IMAGES]  # among those that the first process validates
 
     def keep(path: Path, pixels: np.ndarray) -> None:
-        if path.name in shown:
+        if path in shown:
             log.image(f"validation/{path.name}", pixels, state.step)
 
     values = validate(state.usable, survey.validation, lambdas, args.type, processes, device, stop, keep)
@@ -203,7 +211,7 @@ def validate_now(
     log.event("validation", state.step, values)
     for line in format_validation(values):
         log.say(f"validation at step {state.step}: {line}")
-    if state.best is None or values["loss"] < state.best:
+    if math.isfinite(values["loss"]) and (state.best is None or values["loss"] < state.best):
         state.best = values["loss"]
         save(state, folder, BEST, log)
 
@@ -211,7 +219,9 @@ def validate_now(
 def save(state: RunState, folder: Path | None, name: str, log: TrainLog) -> None:
     """Write a checkpoint, on the first process."""
     if folder and log.first:
+        begin = time.perf_counter()
         save_checkpoint(folder / name, state.to_checkpoint())
+        log.event("checkpoint", state.step, {"file": name, "seconds": time.perf_counter() - begin})
 
 
 def farewell(
@@ -219,11 +229,13 @@ def farewell(
 ) -> str:
     """The last line: what was reached and, after a signal, how to go on."""
     if stop is None:
-        return f"finished at step {state.step}" + (f"; {folder / BEST} and {folder / LATEST}" if folder else "")
+        files = [str(folder / name) for name in (BEST, LATEST) if (folder / name).exists()] if folder else []
+        return f"finished at step {state.step}; " + (" and ".join(files) or "nothing was saved (--no-save)")
     if folder is None:
         return f"stopped at step {state.step}; nothing was saved (--no-save)"
     program = "python" if processes.count == 1 else f"torchrun --nproc_per_node={processes.count}"
-    flags = shlex.join([*(a for a in argv if a != "--resume"), "--resume"])
+    launcher = ("--resume", "--local-rank=", "--local_rank=")  # torch.distributed.launch adds the latter
+    flags = shlex.join([*(flag for flag in argv if not flag.startswith(launcher)), "--resume"])
     return f"stopped at step {state.step} and saved; go on with: {program} train.py {flags}"
 
 

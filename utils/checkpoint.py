@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import zipfile
 from pathlib import Path
@@ -33,6 +34,23 @@ def read_checkpoint(path: str | Path, device: str = "cpu") -> dict[str, Any]:
 
 
 def save_checkpoint(path: str | Path, content: dict[str, Any]) -> None:
-    """Write `content` with torch.save to a temporary file and rename it: `path` is always complete."""
-    with atomic_write(path) as file:
-        torch.save(content, file)
+    """Write `content` with torch.save to a temporary file and rename it: `path` is always complete.
+
+    It is on the disk before it is renamed, so that not even a power failure leaves half of it. Raises UserError,
+    naming the file, where there is no room or it may not be written.
+    """
+    try:
+        with atomic_write(path) as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+        raise UserError(
+            f"{path}: cannot be written ({str(error).splitlines()[0]}); make room or choose another place"
+        ) from error
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what a program that was killed while it wrote a checkpoint has left in the folder."""
+    for path in folder.glob(".*.pt.*.tmp"):
+        path.unlink(missing_ok=True)

@@ -7,7 +7,6 @@ one with twice the batch would, and a resumed run goes on where it was.
 
 from __future__ import annotations
 
-import hashlib
 import signal
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
@@ -23,47 +22,9 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from utils.cli import UserError
-from utils.images import FORMATS, find_images, read_image
+from utils.images import FORMATS, read_image
 
 DOWNSCALE_MIN = 0.5  # JPEG's 8x8 blocks are gone at half the size
-SHORTEST_LIST = 2  # one image to train on, one to validate on
-
-
-@dataclass(frozen=True)
-class Split:
-    """Images to train on and to validate on, and where the division comes from, in words."""
-
-    train: list[Path]
-    validation: list[Path]
-    origin: str
-
-
-def split_folder(folder: Path, share: float, most: int) -> Split:
-    """DIR/train and DIR/test where they exist, else a division of all images in and below the folder.
-
-    An image is for validation if the hash of its path below the folder falls into the lowest `share` (0..1): that
-    never changes when other images come or go. At most `most` of them, those of the lowest hashes, are validated.
-    Raises UserError where there are too few images.
-    """
-    if not folder.is_dir():
-        raise UserError(f"--dataset {folder}: there is no such folder")
-    below = folder / "train" if (folder / "train").is_dir() else folder
-    found = find_images(below, recursive=True)
-    if below != folder and (folder / "test").is_dir():
-        return Split(found, find_images(folder / "test", recursive=True), f"{folder}/train and {folder}/test")
-    if len(found) < SHORTEST_LIST:
-        raise UserError(f"--dataset {folder}: one image is too few, validation needs another; add images")
-    order = sorted(found, key=lambda path: path_hash(path, below))
-    held = max(1, sum(path_hash(path, below) < share for path in order))
-    chosen = set(order[:held])
-    train = [path for path in found if path not in chosen]
-    return Split(train, order[: min(held, most)], f"{share:.3g} of {below} by hash of path, at most {most}")
-
-
-def path_hash(path: Path, folder: Path) -> float:
-    """A number in [0, 1) that depends on the path below `folder` alone."""
-    digest = hashlib.sha256(path.relative_to(folder).as_posix().encode()).digest()
-    return int.from_bytes(digest[:8], "big") / 2**64
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -16,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from utils.cli import UserError
 
 Result = TypeVar("Result")
+PATIENCE = timedelta(hours=2)  # while the first process looks through a large dataset, the others wait for it
 
 
 @dataclass(frozen=True)
@@ -40,8 +43,9 @@ def joined_processes(cuda: bool) -> Iterator[Processes]:
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         yield Processes()
         return
+    require_free_port()
     try:
-        distributed.init_process_group("nccl" if cuda else "gloo")
+        distributed.init_process_group("nccl" if cuda else "gloo", timeout=PATIENCE)
     except (RuntimeError, ValueError) as error:
         raise UserError(
             f"--master_port: the processes cannot meet ({str(error).splitlines()[0]}); try another"
@@ -53,8 +57,24 @@ def joined_processes(cuda: bool) -> Iterator[Processes]:
         distributed.destroy_process_group()
 
 
+def require_free_port() -> None:
+    """Raise UserError where the first process cannot open the port at which the processes meet.
+
+    torchrun opens it itself, and says so in the environment.
+    """
+    if int(os.environ.get("RANK", 0)) or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        return
+    port = os.environ.get("MASTER_PORT", "")
+    try:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(("", int(port)))
+    except (OSError, ValueError, OverflowError) as error:
+        raise UserError(f"--master_port {port}: not a free port ({error}); choose another") from error
+
+
 def alike(processes: Processes, function: Callable[[], Result]) -> Result:
-    """Call `function` on every process; a UserError of one becomes a UserError of all."""
+    """Call `function` on every process; a UserError of one ends them all, and the first process tells it."""
     result, problem = None, None
     try:
         result = function()
@@ -62,12 +82,12 @@ def alike(processes: Processes, function: Callable[[], Result]) -> Result:
         problem = str(error)
     problems = [text for text in gathered(processes, [problem]) if text]
     if problems:
-        raise UserError(problem or problems[0])
+        raise end_of(processes, problem or problems[0])
     return result
 
 
 def on_first(processes: Processes, function: Callable[[], Result]) -> Result:
-    """Call `function` on the first process and give its result, or its UserError, to all."""
+    """Call `function` on the first process and give its result to all; its UserError ends them all."""
     if processes.count == 1:
         return function()
     box: list[Any] = [None, None]
@@ -78,8 +98,13 @@ def on_first(processes: Processes, function: Callable[[], Result]) -> Result:
             box[1] = str(error)
     distributed.broadcast_object_list(box)
     if box[1]:
-        raise UserError(box[1])
+        raise end_of(processes, box[1])
     return box[0]
+
+
+def end_of(processes: Processes, problem: str) -> UserError | SystemExit:
+    """What a process raises when all end for the same reason: one of them says which, all have the same status."""
+    return UserError(problem) if processes.first else SystemExit(2)
 
 
 def gathered(processes: Processes, items: list[Any]) -> list[Any]:

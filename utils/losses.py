@@ -17,8 +17,8 @@ def rate_distortion(out: dict, x: Tensor, lambdas: Tensor, metric: str, slices: 
     """The loss lambda * distortion + rate and its parts, means over the batch, in float32 (Equation 2).
 
     The distortion is 255^2 MSE or 1 - MS-SSIM; rates are in bits per pixel. `out` is a model's output for x
-    (B, 3, H, W), lambdas (B,). Returns 0-dim tensors loss, distortion (without the 255^2), bpp_y, bpp_z, bound (share
-    of scales at the lower bound, 0..1) and bpp_slices (slices,).
+    (B, 3, H, W), lambdas (B,). Returns 0-dim tensors loss, distortion (without the 255^2), mse, bpp_y, bpp_z, bound
+    (share of scales at the lower bound, 0..1) and bpp_slices (slices,).
     """
     pixels = x.shape[-2] * x.shape[-1]
     y, z = (-torch.log2(out["likelihoods"][name]) for name in ("y", "z"))
@@ -27,7 +27,9 @@ def rate_distortion(out: dict, x: Tensor, lambdas: Tensor, metric: str, slices: 
     distortion = distortion_of(out["x_hat"].to(x.dtype), x, metric)
     loss = lambdas * WEIGHT_OF_METRIC[metric] * distortion + of_slices.sum(1) + of_z
     at_bound = (out["para"]["scales"] <= SCALE_MIN).float().mean()
-    parts = {"distortion": distortion.mean(), "bpp_y": of_slices.sum(1).mean(), "bpp_z": of_z.mean()}
+    error = distortion if metric == "mse" else distortion_of(out["x_hat"].detach().to(x.dtype), x, "mse")
+    parts = {"distortion": distortion.mean(), "mse": error.mean()}
+    parts |= {"bpp_y": of_slices.sum(1).mean(), "bpp_z": of_z.mean()}
     return {"loss": loss.mean(), **parts, "bound": at_bound, "bpp_slices": of_slices.mean(0)}
 
 

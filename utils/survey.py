@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from utils.datasets import HeldImages, ImageFiles, Split, Usable, split_folder, usable_images
+from utils.datasets import HeldImages, ImageFiles, Usable, usable_images
+from utils.split import Split, split_folder
 
 
 @dataclass(frozen=True)

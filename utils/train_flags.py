@@ -37,6 +37,8 @@ def add_model(add) -> None:
     add("--model-option", nargs="*", type=option, default=[], metavar="KEY=VALUE", action="extend",
         help="any other argument of the model's constructor, e.g. depths=[0,0,4]")  # fmt: skip
     add("--variable-rate", action="store_true", help="one model for every rate: lambda is drawn for each image")
+    add("--start", choices=("random", "pca"), default="random",
+        help="fresh transforms: pca starts them as principal components of the images (default: random)")  # fmt: skip
     add("--checkpoint", type=Path, metavar="FILE", help="start from the weights of this file")
     add("--continue_train", action="store_true", help="go on with the whole state of --checkpoint")
 
@@ -44,8 +46,8 @@ def add_model(add) -> None:
 def add_data(add) -> None:
     """data"""
     add("-d", "--dataset", type=Path, required=True, metavar="DIR", help="with train/ and test/, or images to divide")
-    add("--val-share", type=fraction, default=0.02, help="of a folder without train/ and test/ (default: 0.02)")
-    add("--val-images", type=positive, default=24, help="at most so many of that share are validated (default: 24)")
+    add("--val-share", type=fraction, help="held back from training where there is no test/ (default: 0.02)")
+    add("--val-images", type=positive, help="validate at most so many (default: 24, or all of test/)")
     add("--patch-size", type=positive, nargs="+", default=[256], help="side of the crops in pixels (default: 256)")
     add("--downscale", type=fraction, default=0.0, help="share of crops from images reduced down to half (default: 0)")
     add("--cache", choices=("none", "ram", "device"), default="none", help="keep the decoded images there")
@@ -143,6 +145,7 @@ def check_flags(args: argparse.Namespace) -> None:
         (len(args.patch_size) > 2 or len(set(args.patch_size)) > 1, "--patch-size: patches are square; give one"),
         (args.test_batch_size > 1, "--test-batch-size: whole images differ in size, so only 1 is possible"),
         (args.continue_train and not args.checkpoint, "--continue_train: give the file to go on with as --checkpoint"),
+        (args.start == "pca" and args.checkpoint, "--start pca: --checkpoint brings weights; leave out one of them"),
         (args.resume and args.continue_train, "--resume and --continue_train name two states; choose one"),
         (args.resume and not args.save, "--resume: with --no-save there is nothing to go on with"),
         (args.lr_epoch and args.schedule != "step", f"--lr_epoch: has no meaning with --schedule {args.schedule}"),

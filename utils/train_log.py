@@ -3,10 +3,10 @@
 log.jsonl holds one object a line, told apart by "event":
 
     start         step, and the settings in force
-    train         means over the steps since the last line: loss, distortion, bpp_y, bpp_z, bpp_slices, psnr (dB, of the
-                  mean MSE), aux, gradient_norm, bound (share of scales at the lower bound), rate (learning rate),
-                  images_per_s, waiting (share of the time in which the step waited for data), gpu_gib, not_finite and
-                  passed_over (totals of skipped steps and undecodable images)
+    train         means over the steps since the last line: loss, distortion (MSE or 1 - MS-SSIM, as --type says), mse,
+                  bpp_y, bpp_z, bpp_slices, psnr (dB, of the mean MSE), aux, gradient_norm, bound (share of scales at
+                  the lower bound), rate (learning rate), images_per_s, waiting (share of the time in which the step
+                  waited for data), gpu_gib, not_finite and passed_over (totals of skipped steps and undecodable images)
     validation    loss, bpp, psnr, ... of whole images, see utils/validation.py
     checkpoint    file, seconds
 """
@@ -46,11 +46,11 @@ class Interval:
             for name, value in values.items():
                 self.sums[name] = _plus(self.sums.get(name), value)
 
-    def summary(self, metric: str) -> dict[str, Any]:
+    def summary(self) -> dict[str, Any]:
         """The means, the PSNR that follows from the mean MSE, images a second and the share of time waited."""
         means = {name: _times(value, 1 / self.finite) for name, value in self.sums.items()}
-        if metric == "mse" and means:
-            means["psnr"] = psnr_of_mse(means["distortion"])
+        if means:
+            means["psnr"] = psnr_of_mse(means["mse"])
         seconds = time.perf_counter() - self.begin
         return {**means, "images_per_s": self.images / seconds, "waiting": self.waited / seconds}
 
@@ -146,7 +146,7 @@ def open_board(folder: Path, step: int):
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise UserError("TensorBoard is not installed; pip install tensorboard, or give --no-tensorboard") from error
-    return SummaryWriter(folder, purge_step=step + 1 if step else None)
+    return SummaryWriter(folder, purge_step=step + 1)
 
 
 def gpu_memory(device: torch.device) -> float | None:
