@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 import time
 from collections.abc import Sequence
@@ -37,6 +38,7 @@ from utils.files import atomic_write, require_writable
 from utils.images import find_images, read_image, to_tensor, to_uint8, write_png
 from utils.jobs import Job, Outcome, find_files, format_summary, gather, process_share, run_jobs, summarise
 from utils.reconstructions import output_names
+from utils.targets import KINDS, Target, compress_to_target
 
 DEFAULT_CHECKPOINT = Path(__file__).parent / "assets" / "dcae-small.pt"
 
@@ -57,6 +59,12 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     add("--recursive", action="store_true", help="also the files in folders below; their structure is kept")
     add("--overwrite", action="store_true", help="replace outputs that exist; otherwise they are kept")
     add("--quality", type=float, metavar="Q", help=f"1..100, for variable-rate models (default: {DEFAULT_QUALITY:g})")
+    for kind, metavar, what in (
+        ("bpp", "R", "bits per pixel of the whole file"),
+        ("size", "BYTES", "bytes of the file, never exceeded"),
+        ("psnr", "DB", "PSNR in dB"),
+    ):
+        add(f"--target-{kind}", type=float, metavar=metavar, help=f"search the quality that gives this: {what}")
     add("--format", choices=("bin", "official"), default="bin", help="official: the published program's layout")
     add(
         "--arithmetic", choices=("fp64", "fp32"), help="fp64: decodes on any machine (default); fp32: faster, here only"
@@ -70,7 +78,22 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
         parser.error("--format official is read in fp32 by its program; leave out --arithmetic fp64")
     if args.threads is not None and args.threads < 1:
         parser.error("--threads must be at least 1")
+    args.target = requested_target(args, parser)
     return args
+
+
+def requested_target(args: argparse.Namespace, parser: argparse.ArgumentParser) -> Target | None:
+    """The one of --target-bpp, --target-size and --target-psnr that is given, if any."""
+    given = [Target(kind, value) for kind in KINDS if (value := getattr(args, f"target_{kind}")) is not None]
+    flags = " and ".join([f"--target-{target.kind}" for target in given] + ["--quality"] * (args.quality is not None))
+    if given and " and " in flags:
+        parser.error(f"{flags} each decide the quality; give one of them")
+    if given and args.format == "official":
+        parser.error(f"{flags}: --format official has no quality; leave it out")
+    for target in given:
+        if not 0 < target.value < math.inf:
+            parser.error(f"{flags} {target.value:g}: must be a number above 0")
+    return given[0] if given else None
 
 
 def get_model(args: argparse.Namespace, device: torch.device) -> SliceCompressionModel:
@@ -115,13 +138,18 @@ def compress(
     say_once(job, notes, said)
     start = time.perf_counter()
     arithmetic = "published" if args.format == "official" else args.arithmetic or "fp64"
-    data = compress_image(model, to_tensor(pixels).to(device), args.quality, arithmetic, args.padding)
+    x, quality = to_tensor(pixels).to(device), args.quality
+    if args.target:
+        trial = compress_to_target(model, x, args.target, arithmetic, args.padding)
+        data, quality = trial.data, trial.quality
+    else:
+        data = compress_image(model, x, quality, arithmetic, args.padding)
     milliseconds = 1000 * (time.perf_counter() - start)
     with atomic_write(job.target) as file:
         file.write(data)
     if args.verify:
         verify(job, model)
-    return Outcome(job.name, "done", pixels.shape[0] * pixels.shape[1], len(data), milliseconds)
+    return Outcome(job.name, "done", pixels.shape[0] * pixels.shape[1], len(data), milliseconds, quality)
 
 
 def verify(job: Job, model: SliceCompressionModel) -> None:
@@ -167,6 +195,8 @@ def main(argv: Sequence[str]) -> int:
     model = get_model(args, device)
     if args.mode == "compress":
         args.quality = check_quality(model, args.quality)
+        if args.target and not model.variable_rate:
+            raise UserError(f"--target-{args.target.kind}: this model has one quality; use a variable-rate model")
     work = partial(
         {"compress": compress, "decompress": decompress}[args.mode], model=model, device=device, args=args, said=set()
     )

@@ -24,11 +24,12 @@ from torch import nn
 
 from utils.checkpoint import remove_unfinished, save_checkpoint
 from utils.cli import UserError, run_program
-from utils.datasets import Crops, Sampling, batch_positions, make_loader
+from utils.datasets import Crops, ImageFiles, Sampling, batch_positions, make_loader
 from utils.devices import choose_device, describe_device
 from utils.distributed import Processes, alike, joined_processes, on_first, share_gradients
 from utils.files import require_writable
 from utils.optimization import Average, Schedule, make_optimizers, quantiles_of
+from utils.pca_start import start_as_pca
 from utils.run_state import RunState
 from utils.start import BEST, LATEST, Start, find_start
 from utils.stopping import StopRequest, stop_requests
@@ -38,6 +39,7 @@ from utils.train_log import Interval, TrainLog, format_line, gpu_memory
 from utils.training import Recipe, train_step
 from utils.validation import format_validation, lambdas_to_validate, validate
 
+START_CROPS = 256  # for --start pca
 SHOWN_IMAGES = 3  # reconstructions that TensorBoard gets
 
 
@@ -53,6 +55,8 @@ def main(argv: Sequence[str]) -> None:
         start = alike(processes, lambda: find_start(args, folder))
         alike(processes, lambda: check_patch(args, start))
         plan_steps(args, survey, processes)
+        if args.start == "pca" and not start.state:
+            start_as_pca(start.model, start_images(args, survey), args.weight)
         if folder and processes.first:
             remove_unfinished(folder)
         state = make_state(args, start, survey, device, processes)
@@ -88,6 +92,12 @@ def check_patch(args: argparse.Namespace, start: Start) -> None:
     side, multiple = args.patch_size[0], start.model.size_multiple
     if side % multiple:
         raise UserError(f"--patch-size {side}: {start.name} works on multiples of {multiple}; choose one of them")
+
+
+def start_images(args: argparse.Namespace, survey: Survey) -> torch.Tensor:
+    """Crops of the training images (B, 3, P, P) in [0, 1] for --start pca."""
+    crops = Crops(ImageFiles(survey.images.paths), Sampling(args.seed, len(survey.images.paths), 1), args.patch_size[0])
+    return torch.stack([crops[i][0] for i in range(START_CROPS)]).permute(0, 3, 1, 2).float() / 255
 
 
 def plan_steps(args: argparse.Namespace, survey: Survey, processes: Processes) -> None:

@@ -223,17 +223,17 @@ class SliceCompressionModel(nn.Module):
 
     @torch.no_grad()
     def compress_latent(self, y: Tensor, arithmetic: str = "fp32") -> dict[str, Any]:
-        """The second half of `compress`, from y (B, M, h, w) after any gain."""
+        """The second half of `compress`, from y (B, M, h, w) after any gain; also "y_hat", as it will be decoded."""
         from utils.rans import Encoder
 
         path = self.entropy_path(arithmetic)
         encoders, checks = [[Encoder() for _ in y] for _ in range(2)], [SymbolCheck() for _ in y]
         z_hat = self.encode_hyper(y, encoders[1], checks, arithmetic)
         coder = EncodingCoder(path.gaussian_conditional, encoders[0], checks)
-        path.code_slices(z_hat, y.to(path.dtype), coder)
+        y_hat = path.code_slices(z_hat, y.to(path.dtype), coder).to(self.dtype)
         strings = [[encoder.finish() for encoder in group] for group in encoders]
         shape = tuple(side * STRIDE_Y // STRIDE_Z for side in y.shape[-2:])
-        return {"strings": strings, "shape": shape, "checks": [check.value for check in checks]}
+        return {"strings": strings, "shape": shape, "checks": [check.value for check in checks], "y_hat": y_hat}
 
     def encode_hyper(self, y: Tensor, encoders: list[Encoder], checks: list[SymbolCheck], arithmetic: str) -> Any:
         """Give the symbols of z to one encoder an image; return z_hat as the `code_slices` of `arithmetic` takes it."""
@@ -353,6 +353,12 @@ class SliceCompressionModel(nn.Module):
         """As in torch, with entropy tables of any size."""
         self._derived.clear()
         return super().load_state_dict(state_dict, strict, assign)
+
+
+def recorded(arguments: dict[str, Any]) -> dict[str, Any]:
+    """A constructor's `locals()` as plain values for checkpoints: its arguments, with tuples as lists."""
+    own = {name: value for name, value in arguments.items() if name not in ("self", "__class__")}
+    return {name: list(value) if isinstance(value, Sequence) else value for name, value in own.items()}
 
 
 def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:

@@ -25,13 +25,17 @@ class Job:
 
 @dataclass
 class Outcome:
-    """What came of a job: "done", "kept" or "failed". pixels of the image, bytes of the .bin file, milliseconds."""
+    """What came of a job: "done", "kept" or "failed".
+
+    pixels of the image, bytes of the .bin file, milliseconds, quality it was written at (variable-rate models).
+    """
 
     file: str
     status: str
     pixels: int | None = None
     bytes: int | None = None
     ms: float | None = None
+    quality: float | None = None
     message: str | None = None
 
     @property
@@ -108,9 +112,9 @@ def summarise(outcomes: Sequence[Outcome]) -> dict:
 
 def format_summary(summary: dict) -> str:
     """A row a file and the totals; kept and failed files are counted below."""
-    rows = [_row(file) for file in summary["files"] if file["status"] == "done"]
-    total = summary["total"]
-    lines = [format_table(("file", "pixels", "bytes", "bpp", "ms"), rows, _row(total))] if rows else []
+    done, total = [file for file in summary["files"] if file["status"] == "done"], summary["total"]
+    head = ["file", "pixels", "bytes", "bpp", "ms"] + ["quality"] * any(file["quality"] for file in done)
+    lines = [format_table(head, [_row(file)[: len(head)] for file in done], _row(total)[: len(head)])] if done else []
     if total["kept"]:
         lines.append(f"{total['kept']} kept: the output exists; --overwrite replaces it")
     if total["failed"]:
@@ -120,4 +124,4 @@ def format_summary(summary: dict) -> str:
 
 def _row(file: dict) -> tuple[str, ...]:
     numbers = str(file["pixels"]), str(file["bytes"]), format_number(file["bpp"], 4), format_number(file["ms"], 0)
-    return (file["file"], *numbers)
+    return (file["file"], *numbers, "" if file["quality"] is None else f"{file['quality']:g}")
