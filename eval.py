@@ -3,9 +3,11 @@
     python eval.py --checkpoint dcae_0.0130.pth.tar --data kodak --cuda        # rate estimated from likelihoods
     python eval.py --checkpoint dcae_*.pth.tar --data kodak --real             # rate and time of real files
     python eval.py --data kodak --quality 10 50 90 --save_path out             # variable-rate model, with its images
+    python eval.py --data kodak --report runs/report                           # and a page to look at, in a browser
 
-Prints a table a point, writes results.json in CompressAI's layout (see utils/results.py) and, with --save_path, the
-reconstructions. Leaves with status 2 if anything could not be evaluated.
+Prints a table a point, writes results.json in CompressAI's layout (see utils/results.py), with --save_path the
+reconstructions, and with --report a page with curve, table, images and maps of bits (see utils/report.py). Leaves with
+status 2 if anything could not be evaluated.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from utils.devices import choose_device
 from utils.evaluation_table import format_curve, format_point
 from utils.files import require_writable
 from utils.reconstructions import ImageFile, list_images, refuse_overwriting
+from utils.report import ReportFolder, require_report_folder
 from utils.results import make_results, to_json, write_results
 
 DEFAULT_CHECKPOINT = Path(__file__).parent / "assets" / "dcae-small.pt"
@@ -41,6 +44,8 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     add("--arithmetic", choices=("fp32", "fp64"), help="of the entropy path of real files (default: fp32)")
     add("--quality", nargs="+", type=float, metavar="Q", help="1..100, of variable-rate models; a point for each")
     add("--save_path", type=Path, metavar="DIR", help="where the reconstructions go, as PNG")
+    add("--report", type=Path, metavar="DIR", help="where an HTML page of the results goes: open index.html there")
+    add("--overwrite", action="store_true", help="let --report replace what a folder that is not empty holds")
     add("--output", type=Path, metavar="FILE", help="default: results.json in --save_path or the current folder")
     add("--name", help="name of the curve in results.json (default: the model's)")
     add("--json", action="store_true", help="print the results as JSON instead of tables")
@@ -62,19 +67,28 @@ def check_flags(args: argparse.Namespace) -> None:
     """Raise UserError for flags that would be ignored or fail later."""
     if args.arithmetic and not args.real:
         raise UserError(f"--arithmetic {args.arithmetic} matters to real files only; add --real or leave it out")
+    if args.overwrite and not args.report:
+        raise UserError("--overwrite matters to --report only; leave it out")
     for quality in args.quality or []:
         if not 1 <= quality <= 100:
             raise UserError(f"--quality {quality:g} is outside 1..100")
 
 
 def evaluate_points(
-    args: argparse.Namespace, points: list[Point], images: list[ImageFile], device: torch.device, report: Report
+    args: argparse.Namespace,
+    points: list[Point],
+    images: list[ImageFile],
+    device: torch.device,
+    report: Report,
+    page: ReportFolder | None,
 ) -> list[dict[str, Any]]:
     """What the points come to, without those that failed."""
     results = []
     for point in points:
         try:
-            results.append(evaluate_point(point, images, device, args.real, args.arithmetic or "fp32", report))
+            watcher = page.watch(point) if page else None
+            arithmetic = args.arithmetic or "fp32"
+            results.append(evaluate_point(point, images, device, args.real, arithmetic, report, watcher))
         except UserError as error:
             if len(points) == 1:
                 raise
@@ -109,13 +123,17 @@ def main(argv: Sequence[str]) -> int:
     if args.save_path:
         refuse_overwriting([point.folder for point in points], images)
         require_writable(args.save_path / "image.png", "--save_path")
+    if args.report:
+        require_report_folder(args.report, images, args.overwrite)
 
-    report = Report(args.debug)
-    results = evaluate_points(args, points, images, device, report)
+    report, page = Report(args.debug), ReportFolder(args.report, images) if args.report else None
+    results = evaluate_points(args, points, images, device, report, page)
     if not results:
         raise UserError(f"--data {args.data}: not one of {len(images)} image(s) could be evaluated")
     curve = make_results(*describe(args, results), results)
     write_results(output, curve)
+    if page:
+        page.write(curve)
     if args.json:
         print(to_json(curve))
     else:

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from tqdm import tqdm
@@ -49,11 +49,24 @@ def plan_points(checkpoints: Sequence[Path], qualities: Sequence[float] | None, 
     return [Point(*names, folder / names[-1] if folder and len(named) > 1 else folder) for names in named]
 
 
+def checkpoint_stem(checkpoint: Path) -> str:
+    """A checkpoint's name without its suffixes."""
+    return CHECKPOINT_SUFFIXES.sub("", checkpoint.name) or checkpoint.name
+
+
 def checkpoint_labels(checkpoints: Sequence[Path]) -> list[str]:
     """A short name for each checkpoint, numbered where they share one; usable as a folder's name."""
-    stems = [CHECKPOINT_SUFFIXES.sub("", checkpoint.name) or checkpoint.name for checkpoint in checkpoints]
+    stems = [checkpoint_stem(checkpoint) for checkpoint in checkpoints]
     count = Counter(stems)
     return [stem if count[stem] == 1 else f"{number}_{stem}" for number, stem in enumerate(stems, 1)]
+
+
+class Watcher(Protocol):
+    """Who is told what becomes of each image: see evaluate_images."""
+
+    def keep(self, path: Path, pixels: np.ndarray) -> None: ...
+
+    def keep_bits(self, path: Path, bits: np.ndarray) -> None: ...
 
 
 class Report:
@@ -97,7 +110,13 @@ def load_for(point: Point, device: torch.device) -> tuple[SliceCompressionModel,
 
 
 def evaluate_point(
-    point: Point, images: Sequence[ImageFile], device: torch.device, real: bool, arithmetic: str, report: Report
+    point: Point,
+    images: Sequence[ImageFile],
+    device: torch.device,
+    real: bool,
+    arithmetic: str,
+    report: Report,
+    watcher: Watcher | None = None,
 ) -> dict[str, Any] | None:
     """Evaluate one point on all images, with a warm-up: an entry of "points" in utils/results.py, None if all failed.
 
@@ -108,7 +127,8 @@ def evaluate_point(
     first = len(report.failures)
     records = evaluate_images(
         model, [image.path for image in images], device=device, quality=quality, real=real, arithmetic=arithmetic,
-        warm_up=True, progress=point.label, keep=png_writer(point, images), failed=report.failed, noted=report.noted,
+        warm_up=True, progress=point.label, keep=keeper(point, images, watcher),
+        keep_bits=watcher.keep_bits if watcher else None, failed=report.failed, noted=report.noted,
     )  # fmt: skip
     if not records:
         return None
@@ -124,6 +144,17 @@ def evaluate_point(
         "images": [{**record, "name": names[record["name"]]} for record in records],
         "failed": report.failures[first:],
     }
+
+
+def keeper(point: Point, images: Sequence[ImageFile], watcher: Watcher | None) -> Callable[[Path, np.ndarray], None]:
+    """A function that gives each reconstruction to all who want it."""
+    takers = [taker for taker in (png_writer(point, images), watcher and watcher.keep) if taker]
+
+    def keep(path: Path, pixels: np.ndarray) -> None:
+        for taker in takers:
+            taker(path, pixels)
+
+    return keep
 
 
 def png_writer(point: Point, images: Sequence[ImageFile]) -> Callable[[Path, np.ndarray], None] | None:

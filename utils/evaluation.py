@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from utils.images import DEFAULT_PADDING, crop_centred, pad_centred, read_image, to_tensor, to_uint8
-from utils.metrics import bpp, estimated_bits, ms_ssim, ms_ssim_db, mse, psnr_of_mse, quantise_8_bit
+from utils.metrics import bits_per_position, bpp, estimated_bits, ms_ssim, ms_ssim_db, mse, psnr_of_mse, quantise_8_bit
 
 Record = dict[str, Any]
 Result = TypeVar("Result")
@@ -57,6 +57,7 @@ def evaluate_images(
     warm_up: bool = False,
     progress: str | None = None,
     keep: Callable[[Path, np.ndarray], None] | None = None,
+    keep_bits: Callable[[Path, np.ndarray], None] | None = None,
     failed: Callable[[Path, Exception], None] | None = None,
     noted: Callable[[Path, list[str]], None] | None = None,
 ) -> list[Record]:
@@ -73,6 +74,8 @@ def evaluate_images(
         warm_up: run the first image once before it is timed, for what a device does the first time only.
         progress: label of a bar on stderr, shown on a terminal; None for no bar.
         keep: called with each path and its reconstruction, uint8 (H, W, 3).
+        keep_bits: called with each path and the estimated bits at each position of y, summed over its channels,
+            float64 (h, w); of the image as it was padded.
         failed: called with each path that cannot be evaluated and why; without it the first such error is raised.
         noted: called with each path and what reading it lost or changed, if anything.
     """
@@ -82,7 +85,7 @@ def evaluate_images(
     with evaluating(model):
         for path in tqdm(list(paths), desc=progress, unit="image", disable=None if progress else True):
             try:
-                records.append(evaluate_file(path, evaluate, warm_up and not records, keep, noted))
+                records.append(evaluate_file(path, evaluate, warm_up and not records, keep, keep_bits, noted))
             except Exception as error:  # whatever one image brings about, the others are still worth measuring
                 if failed is None:
                     raise
@@ -92,21 +95,24 @@ def evaluate_images(
 
 def evaluate_file(
     path: str | Path,
-    evaluate: Callable[[np.ndarray], tuple[Record, np.ndarray]],
+    evaluate: Callable[[np.ndarray], tuple[Record, np.ndarray, np.ndarray]],
     warm_up: bool = False,
     keep: Callable[[Path, np.ndarray], None] | None = None,
+    keep_bits: Callable[[Path, np.ndarray], None] | None = None,
     noted: Callable[[Path, list[str]], None] | None = None,
 ) -> Record:
-    """Read one image, `evaluate` it (once more before that to `warm_up`), pass the reconstruction on to `keep`."""
+    """Read one image, `evaluate` it (once more before that to `warm_up`), pass on what comes of it."""
     path = Path(path)
     pixels, notes = read_image(path)
     if noted and notes:
         noted(path, notes)
     if warm_up:
         evaluate(pixels)
-    record, decoded = evaluate(pixels)
+    record, decoded, bits = evaluate(pixels)
     if keep:
         keep(path, decoded)
+    if keep_bits:
+        keep_bits(path, bits)
     return {"name": path.as_posix(), **record}
 
 
@@ -132,12 +138,12 @@ def evaluate_image(
     quality: float | None = None,
     real: bool = False,
     arithmetic: str = "fp32",
-) -> tuple[Record, np.ndarray]:
-    """Record of one image, uint8 (H, W, 3), without its name, and its reconstruction, uint8 (H, W, 3)."""
+) -> tuple[Record, np.ndarray, np.ndarray]:
+    """Record of one image, uint8 (H, W, 3), without its name, its reconstruction, likewise, and its bits (h, w)."""
     height, width = pixels.shape[:2]
     x = to_tensor(pixels).to(device)
     record: Record = {"height": height, "width": width, **dict.fromkeys(QUANTITIES)}
-    rates, x_hat = estimate(model, x, quality)
+    rates, x_hat, bits = estimate(model, x, quality)
     record.update(rates)
     if real:
         rates, x_hat = code(model, x, quality, arithmetic)
@@ -145,11 +151,11 @@ def evaluate_image(
     record.update(distortion(x, quantise_8_bit(x_hat)))
     record.update({f"{name}_float": value for name, value in distortion(x, x_hat).items()})
     record["excess_percent"] = excess(record)
-    return record, to_uint8(x_hat)
+    return record, to_uint8(x_hat), bits.cpu().numpy()
 
 
-def estimate(model: nn.Module, x: Tensor, quality: float | None) -> tuple[Record, Tensor]:
-    """Estimated rate of one image (1, 3, H, W) and its reconstruction, clamped to [0, 1].
+def estimate(model: nn.Module, x: Tensor, quality: float | None) -> tuple[Record, Tensor, Tensor]:
+    """Estimated rate of one image (1, 3, H, W), its reconstruction, clamped to [0, 1], and bits a position (h, w).
 
     Padded as a file's image is, so that the estimate is of the same symbols.
     """
@@ -158,7 +164,8 @@ def estimate(model: nn.Module, x: Tensor, quality: float | None) -> tuple[Record
     out, milliseconds = timed(lambda: model(padded, quality=quality), x.device)
     y, z = (bpp(estimated_bits(out["likelihoods"][name]), *size) for name in ("y", "z"))
     rates = {"bpp": y + z, "bpp_y": y, "bpp_z": z, "bpp_header": 0.0, "bpp_estimated": y + z}
-    return {**rates, "forward_ms": milliseconds}, crop_centred(out["x_hat"], size).clamp(0, 1)
+    x_hat = crop_centred(out["x_hat"], size).clamp(0, 1)
+    return {**rates, "forward_ms": milliseconds}, x_hat, bits_per_position(out["likelihoods"]["y"])
 
 
 def code(model: nn.Module, x: Tensor, quality: float | None, arithmetic: str) -> tuple[Record, Tensor]:

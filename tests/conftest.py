@@ -1,0 +1,26 @@
+"""What test files share, and which tests run: few machines have a browser that a program can drive."""
+
+import pytest
+
+from tests.toys import TOYS, toy_model
+from utils.checkpoint import save_checkpoint
+
+
+def pytest_collection_modifyitems(config, items):
+    """Leave out tests marked "browser" unless -m names them or a test file is named on the command line."""
+    if "browser" in config.option.markexpr:
+        return
+    named = [argument.split("::")[0].rsplit("/")[-1] for argument in config.args]
+    out = [item for item in items if item.get_closest_marker("browser") and item.path.name not in named]
+    config.hook.pytest_deselected(items=out)
+    items[:] = [item for item in items if item not in out]
+
+
+@pytest.fixture(scope="session")
+def toy_checkpoint(tmp_path_factory):
+    """A checkpoint of the toy model of variable rate."""
+    kind = "dcae-variable-rate"
+    model, path = toy_model(kind), tmp_path_factory.mktemp("toy") / "toy.pt"
+    recorded = {"name": TOYS[kind][0], "config": model.config}
+    save_checkpoint(path, {"format": 1, "model": recorded, "state_dict": model.state_dict()})
+    return path
