@@ -4,13 +4,14 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 
-.PHONY: help demo test lint bench
+.PHONY: help demo test test-browser lint bench
 
 help:
-	@echo "make demo   compress and decompress the sample images with the shipped model; results in demo/"
-	@echo "make test   all tests, the fast ones first"
-	@echo "make lint   ruff, lint and format"
-	@echo "make bench  speed and memory of every model on this machine"
+	@echo "make demo          compress and decompress the sample images with the shipped model; results in demo/"
+	@echo "make test          all tests that need nothing but Python, the fast ones first"
+	@echo "make test-browser  the tests of HTML reports; need chromium and chromedriver"
+	@echo "make lint          ruff, lint and format"
+	@echo "make bench         speed and memory of every model on this machine"
 
 $(READY): requirements.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -23,6 +24,9 @@ demo: $(READY)
 test: $(READY)
 	$(BIN)/python -m pytest -m "not slow"
 	$(BIN)/python -m pytest -m slow
+
+test-browser: $(READY)
+	$(BIN)/python -m pytest -m browser
 
 lint: $(READY)
 	$(BIN)/ruff check .
