@@ -19,7 +19,16 @@ if TYPE_CHECKING:
 
 __all__ = ["DCAE", "ICWEM", "MODELS", "TCM", "build_model", "default_config", "load_model"]
 
-_HOMES = {"DCAE": "models.dcae", "TCM": "models.tcm", "ICWEM": "models.icwem", "load_model": "models.loading"}
+_HOMES = {
+    "DCAE": "models.dcae",
+    "TCM": "models.tcm",
+    "ICWEM": "models.icwem",
+    "ELIC": "models.elic",
+    "GlobalTokenModel": "models.global_tokens",
+    "TCMDictionary": "models.plug_and_play",
+    "ELICDictionary": "models.plug_and_play",
+    "load_model": "models.loading",
+}
 
 
 def __getattr__(name: str) -> Any:
@@ -42,7 +51,29 @@ MODELS = {
     "tcm-middle": partial(_construct, "TCM", N=96),
     "tcm-large": partial(_construct, "TCM", N=128),
     "icwem": partial(_construct, "ICWEM"),
+    "elic": partial(_construct, "ELIC"),
+    # the paper's Table 6: its entropy model under other autoencoders, and added to ELIC's
+    "tcm-dictionary": partial(_construct, "TCMDictionary"),
+    "elic-dictionary": partial(_construct, "ELICDictionary"),
+    "elic-plus-dictionary": partial(_construct, "ELIC", dictionary_entries=128),
 }
+
+# The paper's Tables 2 to 5, with the autoencoder of "dcae-ablation", which has 128 entries and m = 3.
+ABLATIONS = {
+    "baseline": {"dictionary_entries": 0},
+    "entries-64": {"dictionary_entries": 64, "msfa": 0},
+    "entries-128": {"msfa": 0},
+    "entries-192": {"dictionary_entries": 192, "msfa": 0},
+    "entries-256": {"dictionary_entries": 256, "msfa": 0},
+    "msfa-1": {"msfa": 1},
+    "msfa-2": {"msfa": 2},
+    "msfa-4": {"msfa": 4},
+}
+MODELS |= {
+    f"dcae-ablation-{name}": partial(_construct, "DCAE", depths=(0, 0, 4), **options)
+    for name, options in ABLATIONS.items()
+}
+MODELS["dcae-ablation-global-tokens"] = partial(_construct, "GlobalTokenModel", depths=(0, 0, 4))
 
 
 def build_model(name: str, **options: Any) -> SliceCompressionModel:

@@ -1,32 +1,23 @@
 """DCAE: "Learned Image Compression with Dictionary-based Entropy Model" (Lu et al., CVPR 2025, arXiv:2504.00496).
 
-    x -> g_a -> y -> h_a -> z -> h_z_s1, h_z_s2 -> latent scales, latent means
-    slice i:  query = (latent scales, latent means, y_hat_<i)
-              support = (query, dictionary cross-attention(query))     for means, scales and residuals alike
-    y_hat -> g_s -> x_hat
+    x -> g_a -> y -> the dictionary entropy model (models/dictionary.py) -> y_hat -> g_s -> x_hat
 
-| frozen name | what it is |
-|---|---|
-| `dt` | the dictionary (entries, width) |
-| `dt_cross_attention.i` | dictionary cross-attention of slice i |
-| `h_z_s1`, `h_z_s2` | hyper-synthesis of the scales, of the means |
-| `.msa` in a Swin layer / in the dictionary attention | window self-attention / multi-scale aggregation |
+Frozen names: `.msa` is window self-attention in a Swin layer and multi-scale aggregation in the dictionary attention.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from models.base import SliceCompressionModel
+from models.base import recorded
+from models.dictionary import DictionaryModel
 from models.layers.attention import SwinStage
 from models.layers.convolution import Down, SliceTransform, Up, conv, deconv
-from models.layers.dictionary import DictionaryCrossAttention
 
 
-class DCAE(SliceCompressionModel):
+class DCAE(DictionaryModel):
     """Defaults are the paper's model (Section 4.1).
 
     channels, depths: width and Transformer layers of the three stages (C1..C3, T1..T3); head_dims: widths of the heads
@@ -56,37 +47,14 @@ class DCAE(SliceCompressionModel):
         msfa: int = 3,
         variable_rate: bool = False,
     ) -> None:
-        config = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
-        config = {k: list(v) if isinstance(v, Sequence) else v for k, v in config.items()}
-        super().__init__(config, M, N, slices, (window, hyper_window), variable_rate)
-        query_channels = [2 * M + sum(self.slice_sizes[:i]) for i in range(slices)]
-        width = dictionary_heads * dictionary_head_dim
-        if dictionary_entries:
-            self.dt = nn.Parameter(torch.randn(dictionary_entries, width))
-            self.dt_cross_attention = nn.ModuleList(
-                DictionaryCrossAttention(c, M, width, dictionary_heads, msfa) for c in query_channels
-            )
-        self.has_dictionary = dictionary_entries > 0
+        super().__init__(recorded(locals()), M, N, slices, (window, hyper_window), variable_rate)
+        self.build_dictionary(self.query_channels, dictionary_entries, dictionary_heads, dictionary_head_dim, msfa)
         self.g_a = analysis_transform(channels, depths, head_dims, window, M)
         self.g_s = synthesis_transform(channels, depths, head_dims, window, M)
-        self.h_a = SliceTransform(Down(M, N), SwinStage(N, hyper_head_dim, hyper_window, 1), conv(N, N, 3, 2))
-        self.h_z_s1 = hyper_synthesis_transform(N, M, hyper_head_dim, hyper_window)
-        self.h_z_s2 = hyper_synthesis_transform(N, M, hyper_head_dim, hyper_window)
-        self.build_slice_networks([c + M * self.has_dictionary for c in query_channels], hidden)
+        self.build_hyper_prior(hyper_head_dim, hyper_window)
+        self.build_slice_networks([c + M * self.has_dictionary for c in self.query_channels], hidden)
         self.build_prior()
         self.build_conditional()
-
-    def hyper_synthesis(self, z_hat: Tensor) -> tuple[Tensor, Tensor]:
-        """z_hat (B, N, h/4, w/4) -> latent scales, latent means (B, M, h, w)."""
-        return self.h_z_s1(z_hat), self.h_z_s2(z_hat)
-
-    def slice_support(self, i: int, scales: Tensor, means: Tensor, decoded: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """Hyper features, earlier slices and what the dictionary makes of them (Equation 4)."""
-        query = torch.cat([scales, means, *decoded], 1)
-        if not self.has_dictionary:
-            return query, query
-        support = torch.cat([query, self.dt_cross_attention[i](query, self.dt)], 1)
-        return support, support
 
 
 def analysis_transform(
@@ -109,8 +77,3 @@ def synthesis_transform(
     for width, depth, head_dim, out in zip(reversed(channels), reversed(depths), reversed(head_dims), after):
         layers += [SwinStage(width, head_dim, window, depth), Up(width, out)]
     return SliceTransform(*layers)
-
-
-def hyper_synthesis_transform(N: int, M: int, head_dim: int, window: int) -> SliceTransform:
-    """z_hat (B, N, h/4, w/4) -> (B, M, h, w)."""
-    return SliceTransform(deconv(N, N, 3), SwinStage(N, head_dim, window, 1), Up(N, M))

@@ -27,7 +27,7 @@ from compressai.layers import (
 )
 from torch import Tensor, nn
 
-from models.base import SliceCompressionModel
+from models.base import SliceCompressionModel, recorded
 from models.layers.attention import PlainSwinBlock, to_map, to_tokens
 from models.layers.convolution import SliceTransform, conv
 
@@ -105,9 +105,7 @@ class TCM(SliceCompressionModel):
         attention_head_dim: int = 16,
         variable_rate: bool = False,
     ) -> None:
-        config = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
-        config = {k: list(v) if isinstance(v, Sequence) else v for k, v in config.items()}
-        super().__init__(config, M, hyper_channels, slices, (window, hyper_window), variable_rate)
+        super().__init__(recorded(locals()), M, hyper_channels, slices, (window, hyper_window), variable_rate)
         self.build_prior()  # first: the published order of the tensors
         self.build_transforms(N, M, head_dims, window)
         self.build_hyper_prior(N, M, hyper_channels, hyper_head_dim, hyper_window)

@@ -14,6 +14,10 @@ _PLAIN = dict(_DCAE)
 _DCAE |= {"dictionary_entries": 12, "dictionary_heads": 2, "dictionary_head_dim": 8, "msfa": 2}
 _TCM = {"N": 8, "hyper_channels": 16, "head_dims": (4, 4, 8), "hyper_head_dim": 4, **_ENTROPY}
 _TCM |= {"attention_channels": 16, "attention_head_dim": 8}
+_SMALL = {"M": 24, "slices": 3, "hidden": (8, 6), "hyper_head_dim": 4, "dictionary_heads": 2, "dictionary_head_dim": 4}
+_PLUG = {"N": 8, "hyper_channels": 8, "dictionary_entries": 6, "msfa": 1, **_SMALL}
+_ELIC = {"N": 8, "M": 24, "groups": (4, 8, 12), "hidden": (8, 6), "dictionary_heads": 2, "dictionary_head_dim": 4}
+_TOKENS = {"channels": (8, 8, 8), "depths": (0, 0, 1), "head_dims": (4, 4, 4), "N": 8, "tokens": 3, **_SMALL}
 TOYS = {
     "dcae": ("dcae", _DCAE),
     "dcae-no-dictionary": ("dcae", {**_PLAIN, "dictionary_entries": 0}),
@@ -21,6 +25,11 @@ TOYS = {
     "dcae-variable-rate": ("dcae", {**_DCAE, "variable_rate": True}),
     "tcm": ("tcm-small", _TCM),
     "icwem": ("icwem", _TCM),
+    "tcm-dictionary": ("tcm-dictionary", {**_PLUG, "head_dims": (4, 4, 4)}),
+    "elic": ("elic", _ELIC),
+    "elic-dictionary": ("elic-dictionary", _PLUG),
+    "elic-plus-dictionary": ("elic-plus-dictionary", {**_ELIC, "dictionary_entries": 6, "msfa": 1}),
+    "global-tokens": ("dcae-ablation-global-tokens", _TOKENS),
 }
 
 
@@ -41,6 +50,7 @@ def toy_image(height: int, width: int, batch: int = 1, seed: int = 0) -> torch.T
     return (smooth + 0.05 * torch.randn(smooth.shape, generator=generator)).clamp(0, 1)
 
 
-def toy_hyper(model: SliceCompressionModel, side: int) -> torch.Tensor:
-    """A z_hat of side x side positions, as `code_slices` takes it."""
-    return torch.randn(1, model.hyper_channels, side, side)
+def toy_hyper(model: SliceCompressionModel, side: int) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+    """A z_hat of side x side positions, as `code_slices` takes it: with global tokens where the model has them."""
+    z_hat = torch.randn(1, model.hyper_channels, side, side)
+    return (z_hat, torch.randn(1, model.hyper_channels, model.tokens, 1)) if hasattr(model, "tokens") else z_hat

@@ -13,16 +13,17 @@ DEFAULT_LAMBDA = {"mse": 0.013, "ms-ssim": 8.73}
 WEIGHT_OF_METRIC = {"mse": 255.0**2, "ms-ssim": 1.0}  # lambda is given for errors of 8-bit values
 
 
-def rate_distortion(out: dict, x: Tensor, lambdas: Tensor, metric: str, slices: int) -> dict[str, Tensor]:
+def rate_distortion(out: dict, x: Tensor, lambdas: Tensor, metric: str, slice_sizes: list[int]) -> dict[str, Tensor]:
     """The loss lambda * distortion + rate and its parts, means over the batch, in float32 (Equation 2).
 
     The distortion is 255^2 MSE or 1 - MS-SSIM; rates are in bits per pixel. `out` is a model's output for x
     (B, 3, H, W), lambdas (B,). Returns 0-dim tensors loss, distortion (without the 255^2), mse, bpp_y, bpp_z, bound
-    (share of scales at the lower bound, 0..1) and bpp_slices (slices,).
+    (share of scales at the lower bound, 0..1) and bpp_slices: one rate for each of the slices, of `slice_sizes`
+    channels, that y is cut into.
     """
     pixels = x.shape[-2] * x.shape[-1]
     y, z = (-torch.log2(out["likelihoods"][name]) for name in ("y", "z"))
-    of_slices = y.reshape(len(x), slices, -1).sum(2) / pixels  # (B, slices)
+    of_slices = torch.stack([part.flatten(1).sum(1) for part in y.split(slice_sizes, 1)], 1) / pixels  # (B, slices)
     of_z = z.flatten(1).sum(1) / pixels
     distortion = distortion_of(out["x_hat"].to(x.dtype), x, metric)
     loss = lambdas * WEIGHT_OF_METRIC[metric] * distortion + of_slices.sum(1) + of_z

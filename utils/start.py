@@ -16,7 +16,7 @@ from utils.train_flags import requested_options, settings
 
 LATEST, BEST = "latest.pt", "best.pt"
 TRAINING_STATE = ("optimizer", "aux_optimizer", "scaler", "ema", "rng", "step", "flags")
-BUILD_NAMES = {"dcae": "dcae", "tcm": "tcm-large", "icwem": "icwem"}
+BUILD_NAMES = {"tcm": "tcm-large", "dcae-global-tokens": "dcae-ablation-global-tokens"}  # others are named as built
 
 
 @dataclass
@@ -84,7 +84,7 @@ def check_model(args: argparse.Namespace, path: Path, name: str, config: dict[st
     full = default_config(name) | config
     wanted = requested_options(args, args.model or name)
     if args.model:
-        if args.model.split("-")[0] != name.split("-")[0]:
+        if MODELS[args.model].args != MODELS[name].args:  # of different classes
             raise UserError(f"--model {args.model}: {path} holds a {name}; leave out --model, or choose another file")
         wanted = {key: default_config(args.model)[key] for key in MODELS[args.model].keywords} | wanted
     for key, value in wanted.items():
@@ -95,7 +95,7 @@ def check_model(args: argparse.Namespace, path: Path, name: str, config: dict[st
 def from_weights(args: argparse.Namespace) -> Start:
     """The weights of a file of any origin; optimizers start fresh. Gain units are added where --variable-rate asks."""
     source = load_model(args.checkpoint)
-    name = BUILD_NAMES[source.model_name]
+    name = BUILD_NAMES.get(source.model_name, source.model_name)
     added = args.variable_rate and not source.variable_rate
     config = {**source.config, "variable_rate": source.variable_rate or args.variable_rate}
     if source.variable_rate and not args.variable_rate:

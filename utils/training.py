@@ -91,7 +91,7 @@ def run_pass(state: RunState, network: nn.Module, pixels: Tensor, quality: Tenso
     lambdas = lambda_of_quality(quality) if variable else torch.full_like(quality, recipe.weight)
     with transforms_in(recipe.precision, recipe.device):
         out = network(x, quality if variable else None)
-    parts = rate_distortion(out, x, lambdas, recipe.metric, state.model.slices)
+    parts = rate_distortion(out, x, lambdas, recipe.metric, state.model.slice_sizes)
     state.scaler.scale(parts["loss"] / recipe.accumulate).backward()
     return {name: part.detach() for name, part in parts.items()}
 
