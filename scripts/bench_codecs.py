@@ -1,0 +1,150 @@
+"""Rate, distortion and time of classical image codecs on a folder of images, as results.json of eval.py.
+
+    python scripts/bench_codecs.py --data kodak --output results/kodak_codecs
+    python scripts/bench_codecs.py --data kodak --output out --codecs avif jpegxl --settings 1 2 4 --processes 8
+
+JPEG, WebP, JPEG 2000 and AVIF come with Pillow; JPEG XL (cjxl), HEVC (heif-enc), BPG (bpgenc) and VVC (VTM's
+EncoderApp) are measured if their programs are on the PATH. Bytes are those of whole files, distortion is of 8-bit
+pixels, as for the models. Each codec is a file in --output and a table on stdout.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import platform
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from utils.classical_codecs import CODECS, Codec  # noqa: E402
+from utils.cli import UserError, run_program  # noqa: E402
+from utils.evaluation import QUANTITIES, Record, average, distortion, timed  # noqa: E402
+from utils.files import require_writable  # noqa: E402
+from utils.images import find_images, read_image, to_tensor  # noqa: E402
+from utils.metrics import bpp  # noqa: E402
+from utils.results import make_results, write_results  # noqa: E402
+from utils.tables import format_number, format_table  # noqa: E402
+
+CPU = torch.device("cpu")
+
+
+def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    add = parser.add_argument
+    add("--data", type=Path, required=True, metavar="DIR", help="folder of images, or one image")
+    add("--output", type=Path, required=True, metavar="DIR", help="where the results go, a JSON file a codec")
+    add("--codecs", nargs="+", choices=CODECS, help="default: all that are there")
+    add("--settings", nargs="+", type=float, metavar="S", help="qualities or what the codec has instead")
+    add("--processes", type=int, default=1, metavar="N", help="images at once; times are best measured with 1")
+    add("--recursive", action="store_true", help="also the images in the folders below --data")
+    add("--debug", action="store_true", help="show where an error happened")
+    args = parser.parse_args(argv)
+    if args.processes < 1:
+        raise UserError(f"--processes {args.processes}: has to be 1 or more")
+    return args
+
+
+def choose_codecs(names: Sequence[str] | None) -> list[Codec]:
+    """The codecs asked for, or all that can be used here. Raises UserError for one asked for that cannot."""
+    for name in names or []:
+        if reason := CODECS[name].missing():
+            raise UserError(f"--codecs {name}: {reason}; install it or leave it out")
+    for codec in CODECS.values():
+        if not names and (reason := codec.missing()):
+            print(f"{codec.name} left out: {reason}", file=sys.stderr)
+    return [codec for codec in CODECS.values() if codec.name in (names or CODECS) and not codec.missing()]
+
+
+def measure(codec: Codec, setting: float, pixels: np.ndarray) -> Record:
+    """Record (see utils/evaluation.py) of one image, uint8 (H, W, 3), without its name."""
+    try:
+        data, encode_ms = timed(lambda: codec.encode(pixels, setting), CPU)
+        decoded, decode_ms = timed(lambda: codec.decode(data, pixels.shape), CPU)
+    except (OSError, ValueError, TypeError) as error:  # what libraries raise for settings and sizes they cannot do
+        raise UserError(f"{codec.name}, {codec.setting_name} {setting:g}: {error}") from error
+    if decoded.shape != pixels.shape:
+        raise UserError(f"{codec.name}: an image of shape {pixels.shape} came back as {decoded.shape}")
+    height, width = pixels.shape[:2]
+    record = {"height": height, "width": width, **dict.fromkeys(QUANTITIES), "bytes": len(data)}
+    record |= {"bpp": bpp(8 * len(data), height, width), "encode_ms": encode_ms, "decode_ms": decode_ms}
+    return record | distortion(to_tensor(pixels), to_tensor(decoded))
+
+
+def measure_file(codec: Codec, job: tuple[float, Path], root: Path) -> Record:
+    """Record of one image file at one setting, named relative to `root`."""
+    setting, path = job
+    try:
+        record = measure(codec, setting, read_image(path)[0])
+    except UserError as error:
+        raise UserError(f"{path.name}: {error}") from error
+    return {**record, "name": path.relative_to(root).as_posix()}
+
+
+def measure_codec(codec: Codec, settings: Sequence[float], images: Sequence[Path], root: Path, n: int) -> list[Record]:
+    """Records of all images at the first setting, then at the second, and so on; n images at once."""
+    jobs, work = [(setting, path) for setting in settings for path in images], partial(measure_file, codec, root=root)
+    bar = partial(tqdm, total=len(jobs), desc=codec.name, unit="image", disable=None)
+    work(jobs[0])  # warms up
+    if n == 1:
+        return list(bar(map(work, jobs)))
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(n, context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        return list(bar(pool.map(work, jobs)))
+
+
+def make_point(codec: Codec, setting: float, records: Sequence[Record], processes: int) -> dict[str, Any]:
+    """An entry of "points" in utils/results.py; of each image only what was measured, for a smaller file."""
+    return {
+        "label": f"{codec.setting_name} {setting:g}",
+        "model": codec.name,
+        "quality": setting,
+        "rate": "real",
+        "device": f"{platform.machine()} CPU, {processes} process{'es' if processes > 1 else ''}",
+        "average": average(records),
+        "images": [{key: value for key, value in record.items() if value is not None} for record in records],
+        "failed": [],
+    }
+
+
+def make_curve(codec: Codec, points: Sequence[dict[str, Any]], data: str) -> dict[str, Any]:
+    """The codec's results.json."""
+    results = make_results(codec.label, f"{codec.label} on {data}: {codec.description()}", points)
+    source = f"scripts/bench_codecs.py, {codec.description()}"
+    return {"name": codec.label, "description": "", "kind": "classical", "source": source, **results}
+
+
+def format_points(points: Sequence[dict[str, Any]]) -> str:
+    """A row a setting: averages over the images."""
+    columns = [("bpp", 4), ("psnr", 3), ("ms_ssim", 5), ("ms_ssim_db", 3), ("encode_ms", 1), ("decode_ms", 1)]
+    rows = [[p["label"], *(format_number(p["average"][key], decimals) for key, decimals in columns)] for p in points]
+    return format_table(("setting", "bpp", "PSNR dB", "MS-SSIM", "MS-SSIM dB", "encode ms", "decode ms"), rows)
+
+
+def main(argv: Sequence[str]) -> None:
+    args = parse_arguments(argv)
+    codecs, images = choose_codecs(args.codecs), find_images(args.data, args.recursive)
+    root = args.data if args.data.is_dir() else args.data.parent
+    require_writable(args.output / "codec.json", "--output")
+    for codec in codecs:
+        settings = args.settings or codec.settings
+        records = measure_codec(codec, settings, images, root, args.processes)
+        groups = [records[i * len(images) : (i + 1) * len(images)] for i in range(len(settings))]
+        points = [make_point(codec, setting, group, args.processes) for setting, group in zip(settings, groups)]
+        curve = make_curve(codec, points, args.data.resolve().name)
+        write_results(args.output / f"{codec.name}.json", curve)
+        print(f"{curve['description']}; {len(images)} images, {points[0]['device']}")
+        print(format_points(curve["points"]), end="\n\n", flush=True)
+
+
+if __name__ == "__main__":
+    run_program(main)

@@ -1,0 +1,121 @@
+"""Rate-distortion plots: the paper's Figures 4, 5, 6 and 13 to 16, and any other set of curves.
+
+    python scripts/plot_rd.py --figure 4 --output figure4.pdf
+    python scripts/plot_rd.py --figure 4 Ours=out/results.json --output figure4.png   # with a curve of your own
+    python scripts/plot_rd.py kodak/vtm kodak/dcae out/results.json --metric ms-ssim --output rd.svg
+    python scripts/plot_rd.py --list
+
+A curve is a name in results/ ("kodak/vtm"), or a results.json of eval.py, of bench_codecs.py or of CompressAI;
+"Ours=out/results.json" names it in the legend. A figure has the curves of which points were published, less than the
+paper shows: --list names them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from utils.cli import UserError, run_program  # noqa: E402
+from utils.files import require_writable  # noqa: E402
+from utils.plots import check_format, plot_curves, save_figure  # noqa: E402
+from utils.rd_curves import METRICS, SETS, describe_curves, load_curve  # noqa: E402
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A figure of the paper: curves of results/`data` in order of the legend, and the range of its rate axis."""
+
+    data: str
+    curves: tuple[str, ...]
+    limits: tuple[float, float]
+    metric: str = "psnr"
+
+    @property
+    def title(self) -> str:
+        return SETS[self.data]
+
+
+LEARNED = ("dcae", "mlic++", "cca", "tcm-large")
+LATER = ("hpcm-large", "hpcm-base")  # published after the paper
+SMALLER = ("tcm-middle", "tcm-small")
+FIGURES = {
+    "4": Preset("kodak", (*LEARNED, "elic", "vtm"), (0.05, 1.0)),
+    "5": Preset("clic", (*LEARNED, "vtm-12.1"), (0.05, 0.7)),
+    "6": Preset("tecnick", LEARNED, (0.05, 0.7)),
+    "13": Preset(
+        "kodak",
+        (*LEARNED, *LATER, *SMALLER, "elic", "cheng2020-attn", "mbt2018", "bmshj2018-hyperprior", "vtm", "hm"),
+        (0.05, 1.0),
+    ),
+    "14": Preset("clic", (*LEARNED, *LATER, *SMALLER, "vtm-12.1"), (0.05, 0.7)),
+    "15": Preset("tecnick", (*LEARNED, *LATER, *SMALLER), (0.05, 0.7)),
+    "16": Preset(
+        "kodak",
+        ("dcae-ms-ssim", "cheng2020-attn", "mbt2018", "bmshj2018-hyperprior", "vtm", "hm", "bpg-444"),
+        (0.05, 1.0),
+        "ms-ssim",
+    ),
+}
+
+
+def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    add = parser.add_argument
+    add("curves", nargs="*", metavar="CURVE", help="name in results/ or JSON file, or NAME=either")
+    add("--figure", choices=FIGURES, help="of the paper; curves that are named as well come on top")
+    add("--metric", choices=METRICS, help="default: the figure's, or psnr")
+    add("--output", type=Path, metavar="FILE", help=".png, .svg or .pdf")
+    add("--bpp", nargs=2, type=float, metavar=("LOW", "HIGH"), help="range of the rate axis")
+    add("--title", help="default: the figure's, or none")
+    add("--list", action="store_true", help="show figures and the curves in results/, and leave")
+    add("--debug", action="store_true", help="show where an error happened")
+    args = parser.parse_args(argv)
+    if not args.list:
+        check_arguments(args)
+    return args
+
+
+def check_arguments(args: argparse.Namespace) -> None:
+    """Raise UserError for what cannot be drawn."""
+    if not (args.curves or args.figure):
+        raise UserError("name curves or a --figure; --list shows both")
+    if args.output is None:
+        raise UserError("--output is missing; name a .png, .svg or .pdf file")
+    check_format(args.output)
+    if args.bpp and not args.bpp[0] < args.bpp[1]:
+        raise UserError(f"--bpp {args.bpp[0]:g} {args.bpp[1]:g}: the second has to be larger")
+    require_writable(args.output, "--output")
+
+
+def describe_figures() -> str:
+    """A line a figure: its metric and curves."""
+    return "\n".join(
+        f"figure {name:2}  {METRICS[preset.metric]} {preset.data}: {' '.join(preset.curves)}"
+        for name, preset in FIGURES.items()
+    )
+
+
+def main(argv: Sequence[str]) -> None:
+    args = parse_arguments(argv)
+    if args.list:
+        print(describe_figures(), describe_curves(), sep="\n\n")
+        return
+    preset = FIGURES.get(args.figure)
+    metric = args.metric or (preset.metric if preset else "psnr")
+    published = [f"{preset.data}/{name}" for name in preset.curves] if preset else []
+    curves = [load_curve(reference, metric) for reference in (*args.curves, *published)]
+    for note in (note for curve in curves for note in curve.notes):
+        print(f"warning: {note}", file=sys.stderr)
+    title = args.title if args.title is not None else preset.title if preset else ""
+    limits = tuple(args.bpp) if args.bpp else preset.limits if preset else None
+    save_figure(plot_curves(curves, title, limits), args.output)
+    print(f"{args.output}: {', '.join(curve.name for curve in curves)}")
+
+
+if __name__ == "__main__":
+    run_program(main)

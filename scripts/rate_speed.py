@@ -1,0 +1,113 @@
+"""Rate over speed, the paper's Figure 1: BD-rate against VTM over the latency of an image; left and up is better.
+
+    python scripts/rate_speed.py --output figure1.pdf
+    python scripts/rate_speed.py --output figure1.png --add Ours=out/results.json kodak_codecs/avif --latency decode
+
+The paper's numbers are those of its Table 1 (results/paper_table1.json). A curve that is added (eval.py --real and
+bench_codecs.py write the times that are needed) has the mean time of its points, and its BD-rate is computed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from utils.bd_rate import compare  # noqa: E402
+from utils.cli import UserError, run_program  # noqa: E402
+from utils.files import require_writable  # noqa: E402
+from utils.plots import MARKERS, check_format, new_figure, save_figure  # noqa: E402
+from utils.rd_curves import RESULTS, SETS, load_curve, resolve  # noqa: E402
+from utils.results import read_results  # noqa: E402
+from utils.tables import format_table  # noqa: E402
+
+TABLE = RESULTS / "paper_table1.json"
+ANCHORS = {"kodak": "kodak/vtm", "clic": "clic/vtm-12.1"}
+LATENCIES = {"total": ("encoding_time", "decoding_time"), "encode": ("encoding_time",), "decode": ("decoding_time",)}
+
+
+@dataclass(frozen=True)
+class Codec:
+    """A point of the figure: milliseconds an image, BD-rate in percent, and where the two were measured."""
+
+    name: str
+    latency_ms: float
+    rate_percent: float
+    origin: str
+
+
+def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    add = parser.add_argument
+    add("--output", type=Path, required=True, metavar="FILE", help=".png, .svg or .pdf")
+    add("--add", nargs="+", default=[], metavar="CURVE", help="name in results/ or JSON file, or NAME=either")
+    add("--latency", choices=LATENCIES, default="total", help="default: total")
+    add("--set", choices=SETS, default="kodak", help="whose BD-rate is shown (default: kodak)")
+    add("--anchor", metavar="CURVE", help="of --add (default: VTM on the set)")
+    add("--debug", action="store_true", help="show where an error happened")
+    args = parser.parse_args(argv)
+    check_format(args.output)
+    args.anchor = args.anchor or ANCHORS.get(args.set)
+    if args.add and not args.anchor:
+        raise UserError(f"--set {args.set}: no VTM points were published; name an --anchor for what is to --add")
+    require_writable(args.output, "--output")
+    return args
+
+
+def published(latency: str, data: str) -> list[Codec]:
+    """The models of the paper's Table 1 that have both numbers."""
+    rows = json.loads(TABLE.read_text(encoding="utf-8"))["models"]
+    pairs = [(row["name"], row["latency_ms"][latency], row["bd_rate_percent"][data]) for row in rows]
+    return [Codec(*pair, "paper's Table 1") for pair in pairs if None not in pair]
+
+
+def measured(reference: str, latency: str, anchor: str) -> Codec:
+    """A curve with times. Raises UserError, naming it, if it has none or does not overlap the anchor."""
+    curve, content = load_curve(reference), read_results(resolve(reference)[1])
+    comparison = compare(load_curve(anchor), curve)
+    for warning in (*curve.notes, *comparison.warnings):
+        print(f"warning: {warning}", file=sys.stderr)
+    if comparison.rate_percent is None:
+        raise UserError(f"--add {reference}: has no BD-rate against {anchor}")
+    devices = dict.fromkeys(point.get("device") for point in content.get("points", []))
+    origin = ", ".join(device for device in devices if device) or "its file"
+    return Codec(curve.name, mean_latency(reference, content["results"], latency), comparison.rate_percent, origin)
+
+
+def mean_latency(reference: str, columns: dict[str, list], latency: str) -> float:
+    """Milliseconds an image, mean over the points of a results.json. Raises UserError where it has no times."""
+    times = [columns.get(name, [None]) for name in LATENCIES[latency]]
+    if any(time is None for column in times for time in column):
+        raise UserError(f"--add {reference}: has no {' and '.join(LATENCIES[latency])}; eval.py --real measures them")
+    return sum(1000 * sum(column) / len(column) for column in times)
+
+
+def draw(codecs: Sequence[Codec], latency: str, data: str, output: Path) -> None:
+    """The figure: latency on a logarithmic axis, fewer bits upwards."""
+    figure, axes = new_figure(SETS[data], f"latency, {latency} (ms)", "BD-rate against VTM (%)", (7, 5))
+    for codec, marker in zip(codecs, MARKERS * len(codecs)):
+        place = (codec.latency_ms, codec.rate_percent)
+        axes.plot(*place, marker, markersize=8)
+        axes.annotate(codec.name, place, xytext=(7, 5), textcoords="offset points", fontsize="small")
+    axes.set_xscale("log")
+    axes.invert_yaxis()
+    axes.margins(0.15)
+    save_figure(figure, output)
+
+
+def main(argv: Sequence[str]) -> None:
+    args = parse_arguments(argv)
+    codecs = published(args.latency, args.set)
+    codecs += [measured(reference, args.latency, args.anchor) for reference in args.add]
+    draw(codecs, args.latency, args.set, args.output)
+    rows = [(c.name, f"{c.latency_ms:.0f}", f"{c.rate_percent:.1f}", c.origin) for c in codecs]
+    print(format_table(("codec", f"{args.latency} ms", "BD-rate %", "time measured on"), rows))
+
+
+if __name__ == "__main__":
+    run_program(main)
