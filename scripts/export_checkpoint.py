@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from models import load_model  # noqa: E402
 from utils.checkpoint import read_checkpoint, save_checkpoint  # noqa: E402
 from utils.cli import UserError, run_program  # noqa: E402
+from utils.entropy_tables import pack_rows  # noqa: E402
 from utils.files import require_writable  # noqa: E402
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16}
@@ -42,8 +43,16 @@ def main(argv: Sequence[str]) -> None:
     model.update(force=True)
     learned = {name for name, _ in model.named_parameters()}
     weights = {n: t.to(precision) if n in learned else t for n, t in model.state_dict().items()}
+    without_padding(weights)
     save_checkpoint(args.output, {"format": 1, "model": record, "state_dict": weights})
     print(f"{args.output}: {args.output.stat().st_size / 1e6:.1f} MB, model {model.fingerprint().hex()}")
+
+
+def without_padding(weights: dict[str, torch.Tensor]) -> None:
+    """Table rows one after the other: most of the Gaussian table is padding up to its widest row."""
+    for name in [name for name in weights if name.endswith("._quantized_cdf")]:
+        lengths = weights[name.replace("_quantized_cdf", "_cdf_length")]
+        weights[name] = torch.from_numpy(pack_rows(weights[name].numpy(), lengths.numpy()))
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import torch
 
 from models import build_model, default_config, load_model
 from models.loading import detect
+from scripts.export_checkpoint import without_padding
 from tests.toys import TOYS, toy_image, toy_model
 from utils.cli import UserError
 
@@ -26,8 +27,16 @@ def without_tables(weights: dict) -> dict:
     }
 
 
+def packed_tables(weights: dict) -> dict:
+    packed = dict(weights)
+    without_padding(packed)
+    assert all(packed[n].dim() == 1 for n in packed if n.endswith("._quantized_cdf"))
+    return packed
+
+
 FORMS = {
     "filled tables": dict,
+    "packed tables": packed_tables,
     "no tables": without_tables,
     "empty tables": lambda w: {n: t if n in without_tables(w) else t.flatten()[:0] for n, t in w.items()},
     "old names": lambda w: {old_spelling(n): t for n, t in w.items()},

@@ -35,3 +35,17 @@ def quantize_pmfs(pmfs: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     for target, row in zip(cdf, rows):
         target[: len(row)] = row
     return cdf, lengths
+
+
+def pack_rows(cdf: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """Tables (rows, longest) as they are written to a small checkpoint: (sum of lengths,), rows without padding."""
+    return np.concatenate([row[:length] for row, length in zip(cdf, lengths)])
+
+
+def unpack_rows(packed: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """What `pack_rows` took, (rows, longest). Raises ValueError where the lengths do not fit."""
+    if lengths.sum() != packed.size:
+        raise ValueError(f"entropy tables of {packed.size} entries where {lengths.sum()} are due")
+    cdf = np.zeros((len(lengths), lengths.max()), packed.dtype)
+    cdf[np.arange(lengths.max()) < lengths[:, None]] = packed
+    return cdf

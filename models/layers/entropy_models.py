@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from utils.entropy_tables import quantize_pmfs
+from utils.entropy_tables import quantize_pmfs, unpack_rows
 
 if TYPE_CHECKING:
     from utils.rans import Tables
@@ -100,7 +100,10 @@ class EntropyModel(nn.Module):
         self._tables, self.tables_are_given = None, False
 
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
-        """Take tables of any size: a checkpoint may hold them empty or filled."""
+        """Take tables of any size: a checkpoint may hold them empty, filled, or filled without padding."""
+        cdf, lengths = (state_dict.get(prefix + name) for name in _BUFFERS[1:3])
+        if cdf is not None and lengths is not None and cdf.dim() == 1 and cdf.numel():
+            state_dict[prefix + _BUFFERS[1]] = torch.from_numpy(unpack_rows(cdf.numpy(), lengths.numpy()))
         for name in _BUFFERS:
             value, own = state_dict.get(prefix + name), getattr(self, name, None)
             if value is not None and own is not None and value.shape != own.shape:
