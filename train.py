@@ -25,8 +25,8 @@ from torch import nn
 from utils.checkpoint import remove_unfinished, save_checkpoint
 from utils.cli import UserError, run_program
 from utils.datasets import Crops, ImageFiles, Sampling, batch_positions, make_loader
-from utils.devices import choose_device, describe_device
-from utils.distributed import Processes, alike, joined_processes, on_first, share_gradients
+from utils.devices import describe_device
+from utils.distributed import Processes, alike, any_of, joined_processes, on_first, own_device, share_gradients
 from utils.files import require_writable
 from utils.optimization import Average, Schedule, make_optimizers, quantiles_of
 from utils.pca_start import start_as_pca
@@ -48,7 +48,7 @@ def main(argv: Sequence[str]) -> None:
     args = parse_arguments(argv)
     with stop_requests() as stop, joined_processes(args.cuda) as processes:
         alike(processes, lambda: check_flags(args))
-        device = alike(processes, lambda: choose_device(own_gpu(processes) if args.cuda else None, args.cuda))
+        device = own_device(args.cuda)
         folder = alike(processes, lambda: folder_of(args))
         torch.manual_seed(args.seed)  # the same on all processes: their weights are equal and they share their noise
         survey = on_first(processes, lambda: survey_images(args))
@@ -60,20 +60,14 @@ def main(argv: Sequence[str]) -> None:
         if folder and processes.first:
             remove_unfinished(folder)
         state = make_state(args, start, survey, device, processes)
-        log = TrainLog(
-            folder if processes.first else None, processes.first, state.step, args.max_steps, args.tensorboard
-        )
+        where = folder if processes.first else None
+        log = TrainLog(where, processes.first, state.step, args.max_steps, args.tensorboard, state.validated)
         introduce(log, args, start, survey, state, device, processes)
         network = prepare_network(args, state.model, processes, device)
         batches = open_batches(args, survey, state.step, device, processes)
         stopped = run(args, state, network, batches, survey, log, stop, device, processes, folder)
         log.say(farewell(state, stop if stopped else None, folder, argv, processes))
         log.close()
-
-
-def own_gpu(processes: Processes) -> str:
-    """The GPU of this process among those of its machine."""
-    return f"cuda:{processes.local_rank}"
 
 
 def folder_of(args: argparse.Namespace) -> Path | None:
@@ -173,6 +167,7 @@ def run(
     while True:
         if validation_is_due(args, state):
             validate_now(args, state, survey, log, stop, device, processes, folder)
+            stopped = stopped or any_of(processes, stop(), device)
             interval = Interval()
         if state.step >= args.max_steps or stopped:
             break
@@ -192,7 +187,7 @@ def run(
         if args.keep_every and state.step % args.keep_every == 0:
             save(state, folder, f"step_{state.step:07d}.pt", log)
     save(state, folder, LATEST, log)
-    return state.step < args.max_steps
+    return state.step < args.max_steps or validation_is_due(args, state)
 
 
 def validation_is_due(args: argparse.Namespace, state: RunState) -> bool:

@@ -1,137 +1,323 @@
-"""Training as a user starts it: it learns, stops when told, goes on as if nothing had happened, and adds up."""
+"""Training from its command line: it learns, goes on as if nothing had happened, and says what it cannot do."""
 
 from __future__ import annotations
 
-import json
-import os
+import math
+import shlex
 import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
+import train
 from models import load_model
-from tests.toys import toy_image
+from scripts.export_checkpoint import main as export
+from tests.toy_training import RECIPE, checkpoint, equal, events, flags, write_photos
+from tests.toys import TOYS, toy_image, toy_model
 from train import main
-from utils.cli import UserError
-from utils.images import to_uint8
+from utils.checkpoint import save_checkpoint
+from utils.cli import UserError, run_program
+from utils.evaluation import average, evaluate_images
+from utils.images import to_uint8, write_png
+from utils.split import split_folder
+from utils.train_flags import check_flags, parse_arguments
 
-ROOT = Path(__file__).parent.parent
-SIZES = ["--model", "dcae", "--N", "16", "--M", "40", "--model-option", "channels=[8,16,16]", "depths=[0,1,1]"]
-SIZES += ["head_dims=[4,8,8]", "hidden=[12,10]", "hyper_head_dim=8", "dictionary_entries=12", "dictionary_heads=2"]
-SIZES += ["dictionary_head_dim=8"]
-RECIPE = ["--patch-size", "128", "-n", "0", "--cache", "ram", "--log-every", "5", "--no-tensorboard"]
+TWO_STEPS = ("--batch-size", "2", "--max-steps", "2", "--val-every", "0")
 
 
 @pytest.fixture(scope="module")
-def photos(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("photos")
-    for i in range(8):
-        Image.fromarray(to_uint8(toy_image(150, 170, seed=i))).save(folder / f"{i}.png")
-    (folder / "broken.png").write_bytes(b"no image")
-    Image.fromarray(np.zeros((20, 20, 3), np.uint8)).save(folder / "small.png")
+def photos(tmp_path_factory):
+    return write_photos(tmp_path_factory.mktemp("photos"))
+
+
+@pytest.fixture(scope="module")
+def trained(photos, tmp_path_factory):
+    """The folder of a run that kept everything a run can keep."""
+    folder = tmp_path_factory.mktemp("run")
+    more = ("--batch-size", "2", "--max-steps", "20", "-lr", "1e-3", "--ema", "0.9", "--val-every", "10")
+    main(flags(photos, folder, *more, "--keep-every", "10", "--tensorboard"))
     return folder
 
 
-def flags(photos: Path, save_path: Path, *more: str) -> list[str]:
-    return ["-d", str(photos), "--save_path", str(save_path), *SIZES, *RECIPE, *more]
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """Checkpoints of toys as other programs write them: weights alone."""
+    folder = tmp_path_factory.mktemp("weights")
+    for kind in ("dcae", "tcm"):
+        save_checkpoint(folder / f"{kind}.pth.tar", {"state_dict": toy_model(kind).state_dict()})
+    return folder
 
 
-def command(*arguments: str, processes: int = 1) -> list[str]:
-    launcher = ["-m", "torch.distributed.run", f"--nproc_per_node={processes}", "--master_port=29563"]
-    return [sys.executable, *(launcher if processes > 1 else []), "train.py", *arguments]
+# ---- what a run does -----------------------------------------------------------------------------------------------
 
 
-def run(*arguments: str, processes: int = 1) -> subprocess.CompletedProcess:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        command(*arguments, processes=processes), cwd=ROOT, capture_output=True, text=True, env=environment
-    )
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return torch.load(folder / "latest.pt", weights_only=True)["state_dict"]
-
-
-def test_the_loss_falls_and_the_checkpoint_works(photos, tmp_path):
-    more = ("--batch-size", "2", "--max-steps", "30", "-lr", "1e-3", "--ema", "0.9", "--val-every", "15")
-    main(flags(photos, tmp_path, *more))
-    events = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
-    losses = [event["loss"] for event in events if event["event"] == "validation"]
+def test_the_loss_falls_and_the_best_is_kept(trained):
+    losses = [event["loss"] for event in events(trained, "validation")]
     assert len(losses) == 2 and losses[1] < losses[0]
-    assert load_model(tmp_path / "best.pt").compress(toy_image(40, 50))["strings"]
+    best = checkpoint(trained, "best.pt")
+    assert best["best"] == losses[1] and best["step"] == 20
+    assert [checkpoint(trained, f"step_{n:07d}.pt")["step"] for n in (10, 20)] == [10, 20]
+    assert not list(trained.glob(".*.tmp"))
 
 
-@pytest.mark.slow
-def test_killed_and_resumed_equals_uninterrupted(photos, tmp_path):
-    """Bit for bit: SIGTERM in the middle of a run, then --resume."""
-    more = ("--batch-size", "2", "--max-steps", "60", "--val-every", "25")
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    assert run(*flags(photos, whole, *more)).returncode == 0
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command(*flags(photos, parts, *more)), cwd=ROOT, stderr=subprocess.PIPE, env=environment)
-    while not (parts / "log.jsonl").exists() or '"train"' not in (parts / "log.jsonl").read_text():
-        assert process.poll() is None
-        time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)
-    said = process.communicate()[1].decode()
-    assert process.returncode == 0 and "--resume" in said
-    stopped = torch.load(parts / "latest.pt", weights_only=True)["step"]
-    assert 0 < stopped < 60
-    assert run(*flags(photos, parts, *more, "--resume")).returncode == 0
-    one, other = weights(whole), weights(parts)
-    assert all(torch.equal(one[name], other[name]) for name in one)
+def test_a_checkpoint_says_all_that_is_to_be_said(trained):
+    content = checkpoint(trained)
+    model = load_model(trained / "latest.pt")
+    assert content["model"] == {"name": "dcae", "config": model.config}
+    assert content["flags"]["learning_rate"] == 1e-3 and content["flags"]["lambda"] == 0.013
+    assert content["data"]["images"] == 7 and content["scheduler"]["kind"] == "step"
+    assert set(content["state_dict"]) == set(model.state_dict()) == set(content["ema"]["trained"])
+    assert content["optimizer"]["state"] and content["aux_optimizer"]["state"]
+    assert len(content["rng"]["cpu"]) and content["not_finite"] == {"in_row": 0, "total": 0}
 
 
-@pytest.mark.slow
-def test_two_processes_equal_one(photos, tmp_path):
-    """Half the batch each, the same crops and the same noise: the same weights but for the order of sums."""
-    for folder, batch, processes in (("one", "4", 1), ("two", "2", 2)):
-        done = run(
-            *flags(photos, tmp_path / folder, "--max-steps", "4", "--batch-size", batch, "--val-every", "4"),
-            processes=processes,
-        )
-        assert done.returncode == 0, done.stderr
-    one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
-    for name, value in one.items():
-        assert torch.allclose(value, two[name], rtol=0, atol=2e-5), name
+def test_the_log_holds_what_there_is_to_know(trained):
+    wanted = {"loss", "distortion", "mse", "bpp_y", "bpp_z", "bpp_slices", "psnr", "aux", "gradient_norm", "bound"}
+    wanted |= {"rate", "images_per_s", "waiting", "gpu_gib", "not_finite", "passed_over"}
+    for event in events(trained, "train"):
+        assert wanted <= set(event) and 0 <= event["waiting"] <= 1 and 0 <= event["bound"] <= 1
+        assert sum(event["bpp_slices"]) == pytest.approx(event["bpp_y"], rel=1e-5)
+        assert event["psnr"] == pytest.approx(-10 * math.log10(event["mse"]))
+    last = events(trained, "validation")[-1]
+    assert len(last["dictionary_use"]) == 5 and all(1 / 12 <= use <= 1 for use in last["dictionary_use"])
+    assert {event["file"] for event in events(trained, "checkpoint")} >= {"latest.pt", "best.pt", "step_0000010.pt"}
+    assert events(trained, "start")[0]["settings"]["patch_size"] == [128]
 
 
-@pytest.mark.parametrize(
-    ("more", "message"),
-    [
-        (("--patch-size", "512"), "--patch-size"),
-        (("--lambda", "0.01", "--variable-rate"), "--variable-rate"),
-        (("--model-option", "nonsense=1"), "nonsense"),
-        (("--checkpoint", "/nowhere.pt"), "/nowhere.pt"),
-        (("--type", "ms-ssim"), "--patch-size 128"),
-    ],
-)
-def test_what_cannot_be_honoured_is_named(photos, tmp_path, more, message):
-    with pytest.raises(UserError, match=message):
-        main(flags(photos, tmp_path, "--max-steps", "1", *more))
+def test_tensorboard_gets_the_same_and_the_reconstructions(trained):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    board = EventAccumulator(str(trained / "tensorboard")).Reload()
+    scalars = set(board.Tags()["scalars"])
+    names = ("loss", "bpp_y", "bpp_z", "psnr", "aux", "rate", "gradient_norm", "images_per_s", "bpp_slices/4")
+    assert {f"train/{name}" for name in names} <= scalars
+    assert {"validation/loss", "validation/psnr", "validation/dictionary_use/0"} <= scalars
+    logged = [event["loss"] for event in events(trained, "train")]
+    assert [event.value for event in board.Scalars("train/loss")] == pytest.approx(logged)
+    (name,) = board.Tags()["images"]
+    assert name.startswith("validation/") and len(board.Images(name)) == 2
 
 
-def test_a_folder_without_images(tmp_path):
-    with pytest.raises(UserError, match="no images"):
-        main(flags(tmp_path, tmp_path / "out", "--max-steps", "1"))
+def test_validation_is_what_eval_finds(trained, photos):
+    logged = events(trained, "validation")[-1]
+    means = average(evaluate_images(load_model(trained / "best.pt"), split_folder(photos).validation))
+    for name in ("bpp", "psnr", "ms_ssim"):
+        assert logged[name] == means[name]
 
 
-def test_export_keeps_the_model(photos, tmp_path):
+def test_checkpoints_work_in_the_other_programs(trained, photos, tmp_path, monkeypatch):
+    import compress_and_decompress
+    import eval as evaluation
+
+    monkeypatch.chdir(tmp_path)
+    given = ["--checkpoint", str(trained / "latest.pt"), "--data"]
+    assert not evaluation.main([*given, str(photos / "0.png"), "--real"])
+    assert not compress_and_decompress.main(
+        ["--mode", "compress", "--save_path", "bins", *given, str(photos / "0.png")]
+    )
+    assert not compress_and_decompress.main(["--mode", "decompress", "--save_path", "out", *given, "bins"])
+    assert (tmp_path / "out/0.png").is_file()
+
+
+def test_stopped_by_a_signal_and_resumed_equals_uninterrupted(photos, tmp_path, monkeypatch, capsys):
+    """Bit for bit, with averaged weights, a schedule, accumulated passes and validation on the way."""
+    more = ("--batch-size", "1", "--accumulate", "2", "--max-steps", "6", "--val-every", "2", "--ema", "0.9")
+    more += ("--schedule", "cosine", "--warmup", "3", "--downscale", "0.5")
+    main(flags(photos, tmp_path / "whole", *more))
+    step, signals = train.train_step, {1: signal.SIGINT, 3: signal.SIGTERM}  # each before a validation
+
+    def step_and_signal(state, *rest):
+        if state.step in signals:
+            signal.raise_signal(signals.pop(state.step))
+        return step(state, *rest)
+
+    monkeypatch.setattr(train, "train_step", step_and_signal)
+    main(flags(photos, tmp_path / "parts", *more))
+    said = capsys.readouterr().err
+    assert "stopped at step 2 and saved; go on with: python train.py" in said
+    resume = shlex.split(said.rsplit("train.py ", 1)[1].splitlines()[0])
+    assert resume == flags(photos, tmp_path / "parts", *more, "--resume")
+    main(resume)
+    main(resume)
+    assert f"going on with {tmp_path}/parts/latest.pt after step 4" in capsys.readouterr().err
+    one, other = checkpoint(tmp_path / "whole"), checkpoint(tmp_path / "parts")
+    assert one["step"] == other["step"] == 6 and one["best"] == other["best"]
+    assert equal(one["state_dict"], other["state_dict"]) and equal(one["ema"]["trained"], other["ema"]["trained"])
+    assert events(tmp_path / "whole", "validation") == events(tmp_path / "parts", "validation")
+
+
+def test_resume_without_a_run_starts_one(photos, tmp_path, capsys):
+    main(flags(photos, tmp_path, *TWO_STEPS, "--resume"))
+    assert "there is nothing to resume" in capsys.readouterr().err
+    assert checkpoint(tmp_path)["step"] == 2
+
+
+def test_fine_tuning_starts_from_weights_with_fresh_optimizers(trained, photos, tmp_path, capsys):
+    for i in range(2):
+        write_png(tmp_path / "photos" / f"{i}.png", to_uint8(toy_image(256, 260, seed=i)))
+    given = ["-d", str(tmp_path / "photos"), "--save_path", str(tmp_path / "run"), "-n", "0", "--no-tensorboard"]
+    given += ["--checkpoint", str(trained / "best.pt"), "--type", "ms-ssim", "--batch-size", "1", "--max-steps", "2"]
+    main(given)
+    said = capsys.readouterr().err
+    assert f"from the weights of {trained}/best.pt, with fresh optimizers" in said and "lambda=8.73" in said
+    content, before = checkpoint(tmp_path / "run"), checkpoint(trained, "best.pt")
+    assert content["step"] == 2 and all(s["step"] == 2 for s in content["optimizer"]["state"].values())
+    assert 0 < float((content["state_dict"]["dt"] - before["state_dict"]["dt"]).abs().max()) < 1e-3
+    values = events(tmp_path / "run", "validation")[0]
+    assert values["loss"] == pytest.approx(8.73 * (1 - values["ms_ssim_float"]) + values["bpp"], rel=1e-4)
+
+
+def test_a_score_that_is_no_number_is_never_the_best(photos, tmp_path, monkeypatch):
+    losses = iter((math.nan, 3.0, math.nan))
+    validate = train.validate
+    monkeypatch.setattr(train, "validate", lambda *args: {**validate(*args), "loss": next(losses)})
+    main(flags(photos, tmp_path, "--batch-size", "2", "--max-steps", "3", "--val-every", "1"))
+    assert checkpoint(tmp_path)["best"] == 3 and checkpoint(tmp_path, "best.pt")["step"] == 2
+
+
+def test_without_saving_nothing_is_written(photos, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    arguments = flags(photos, tmp_path, *TWO_STEPS, "--no-save")
+    arguments.remove("--save_path"), arguments.remove(str(tmp_path))
+    main(arguments)
+    assert not list(tmp_path.iterdir()) and "nothing was saved" in capsys.readouterr().err
+
+
+def test_export_keeps_the_model(trained, tmp_path):
     """In fp16 the exported file is small, loads without a flag, and its tables are those of its rounded weights."""
-    from scripts.export_checkpoint import main as export
-
-    main(flags(photos, tmp_path, "--batch-size", "2", "--max-steps", "2", "--val-every", "0"))
-    export(["--checkpoint", str(tmp_path / "latest.pt"), "--output", str(tmp_path / "small.pt")])
-    model, original = load_model(tmp_path / "small.pt"), load_model(tmp_path / "latest.pt")
+    export(["--checkpoint", str(trained / "latest.pt"), "--output", str(tmp_path / "small.pt")])
+    model, original = load_model(tmp_path / "small.pt"), load_model(trained / "latest.pt")
     for exported, parameter in zip(model.parameters(), original.parameters()):
         assert torch.equal(exported, parameter.half().float())
     tables = model.entropy_bottleneck.tables().cdf
     model.update(force=True)
     assert np.array_equal(model.entropy_bottleneck.tables().cdf, tables)
-    assert (tmp_path / "small.pt").stat().st_size < (tmp_path / "latest.pt").stat().st_size / 3
+    assert (tmp_path / "small.pt").stat().st_size < (trained / "latest.pt").stat().st_size / 3
+
+
+# ---- the papers' commands ------------------------------------------------------------------------------------------
+
+DCAE = """CUDA_VISIBLE_DEVICES='0' python -u ./train.py -d [path of training dataset] \
+    -lr 1e-4 --cuda --epochs 50 --lr_epoch 46 --batch-size 8 \
+    --save_path [path for storing the checkpoints] --save \
+    --checkpoint [path of the pretrained checkpoint]"""
+TCM = """CUDA_VISIBLE_DEVICES='0' python -u ./train.py -d [path of training dataset] \
+    --cuda --N 128 --lambda 0.05 --epochs 50 --lr_epoch 45 48 \
+    --save_path [path for checkpoint] --save \
+    --checkpoint [path of the pretrained checkpoint]"""
+ICWEM = """python -u ./train.py -d your_dataset \
+    --cuda --N 128 --lambda 0.05 --epochs 400 --lr_epoch 45 48 \
+    --save_path train_result --save"""
+SMALL = [*RECIPE, *TWO_STEPS]
+
+
+def options(kind: str) -> list[str]:
+    """A toy's sizes as words of the command line."""
+    sizes = {key: list(v) if isinstance(v, tuple) else v for key, v in TOYS[kind][1].items() if key not in ("N", "M")}
+    return [f"{key}={value}" for key, value in sizes.items()]
+
+
+PUBLISHED = {
+    "dcae": (DCAE, "dcae.pth.tar", SMALL),
+    "tcm": (TCM, "tcm.pth.tar", ["--N", "8", *SMALL]),
+    "icwem": (ICWEM, None, ["--model", "icwem", "--N", "8", "--M", "40", "--model-option", *options("icwem"), *SMALL]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("paper", PUBLISHED)
+def test_published_commands_run(paper, photos, weights, tmp_path, capsys):
+    """As they stand in the papers' READMEs, with flags added that make them small."""
+    command, file, more = PUBLISHED[paper]
+    places = {"[path of training dataset]": photos, "your_dataset": photos, "train_result": tmp_path / "run"}
+    places |= dict.fromkeys(("[path for storing the checkpoints]", "[path for checkpoint]"), tmp_path / "run")
+    places["[path of the pretrained checkpoint]"] = weights / str(file)
+    for name, path in places.items():
+        command = command.replace(name, shlex.quote(str(path)))
+    words = shlex.split(command)
+    arguments = words[words.index("./train.py") + 1 :]
+    args = parse_arguments(arguments)
+    check_flags(args)
+    assert args.cuda and args.save and args.lr_epoch and args.epochs in (50, 400)
+    arguments += more
+    if not torch.cuda.is_available():
+        with pytest.raises(UserError, match="--cuda"):
+            main(arguments)
+        arguments.remove("--cuda")
+    main(arguments)
+    said = capsys.readouterr().err
+    assert checkpoint(tmp_path / "run")["model"]["name"].split("-")[0] == paper
+    assert "with fresh optimizers" in said if file else "fresh weights" in said
+
+
+# ---- what cannot be done -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (("--patch-size", "512"), "--patch-size 512"),
+        (("--patch-size", "100"), "--patch-size 100: dcae works on multiples of 128"),
+        (("--patch-size", "128", "256"), "patches are square"),
+        (("--lambda", "0.01", "--variable-rate"), "--variable-rate"),
+        (("--type", "ms-ssim"), "--patch-size 128: MS-SSIM"),
+        (("--test-batch-size", "8"), "--test-batch-size"),
+        (("--model-option", "nonsense=1"), "--model-option nonsense: dcae has nothing of that kind"),
+        (("--model-option", "N=8"), "a flag of its own"),
+        (("--M", "41"), "do not go together"),
+        (("--model", "tcm-small"), "tcm-small has nothing of that kind"),
+        (("--checkpoint", "/nowhere.pt"), "/nowhere.pt"),
+        (("--checkpoint", __file__), "not a checkpoint"),
+        (("--checkpoint", "WEIGHTS/tcm.pth.tar"), "holds a tcm"),
+        (("--checkpoint", "WEIGHTS/dcae.pth.tar", "--N", "24"), "N = 16, the flags ask for 24"),
+        (("--checkpoint", "WEIGHTS/dcae.pth.tar", "--continue_train"), "no training state"),
+        (("--continue_train",), "--checkpoint"),
+        (("--precision", "fp16"), "--precision fp16"),
+        (("--schedule", "cosine", "--lr_epoch", "3"), "--lr_epoch"),
+        (("--clip_max_norm", "-1"), "--clip_max_norm"),
+        (("--resume", "--no-save"), "--resume"),
+        (("--keep-every", "3", "--no-save"), "--keep-every"),
+        (("--no-save",), "--save_path: --no-save"),
+        (("--save_path", "PHOTOS/broken.png/run"), "--save_path"),
+        (("-d", "/nowhere"), "--dataset /nowhere"),
+        (("-d", "EMPTY"), "no images"),
+    ],
+    ids=lambda value: " ".join(value).replace("/", " ") if isinstance(value, tuple) else "",
+)  # fmt: skip
+def test_what_cannot_be_done_is_one_line(photos, weights, tmp_path, capsys, more, message):
+    places = {"WEIGHTS": str(weights), "PHOTOS": str(photos), "EMPTY": str(tmp_path)}
+    for name, path in places.items():
+        more = [word.replace(name, path) for word in more]
+    with pytest.raises(SystemExit) as left:
+        run_program(main, flags(photos, tmp_path / "run", "--max-steps", "1", *more))
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert left.value.code == 2 and len(said) == 1 and message in said[0]
+
+
+def test_a_gpu_that_is_not_there(photos, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match="--cuda: this machine has no usable CUDA GPU"):
+        main(flags(photos, tmp_path, *TWO_STEPS, "--cuda"))
+
+
+@pytest.mark.parametrize("flag", ["--lr_epochs 3", "--batch-size 0", "--precision fp8", "-lr nan", "--model-option N"])
+def test_wrong_flags_leave_with_status_2(flag, photos, tmp_path, capsys):
+    with pytest.raises(SystemExit) as left:
+        main(flags(photos, tmp_path, *flag.split()))
+    assert left.value.code == 2 and flag.split()[0] in capsys.readouterr().err
+
+
+def test_a_folder_that_holds_a_run_is_not_overwritten(trained, photos):
+    with pytest.raises(UserError, match="holds a run already; --resume"):
+        main(flags(photos, trained, *TWO_STEPS))
+
+
+def test_twenty_bad_steps_end_the_program(trained, photos, tmp_path, capsys):
+    """Weights that are no numbers."""
+    content = checkpoint(trained)
+    content["state_dict"]["g_a.0.conv.weight"] *= math.nan
+    save_checkpoint(tmp_path / "nan.pt", content)
+    more = ("--batch-size", "1", "--max-steps", "30", "--val-every", "0", "--checkpoint", str(tmp_path / "nan.pt"))
+    with pytest.raises(UserError, match="not finite in 20 steps in a row, up to step 20"):
+        main(flags(photos, tmp_path / "run", *more))
+    assert "not_finite 15" in capsys.readouterr().err

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from utils.cli import UserError
+from utils.devices import choose_device
 
 Result = TypeVar("Result")
 PATIENCE = timedelta(hours=2)  # while the first process looks through a large dataset, the others wait for it
@@ -23,11 +24,10 @@ PATIENCE = timedelta(hours=2)  # while the first process looks through a large d
 
 @dataclass(frozen=True)
 class Processes:
-    """Which of how many processes this is; `local_rank` counts on this machine."""
+    """Which of how many processes this is."""
 
     rank: int = 0
     count: int = 1
-    local_rank: int = 0
 
     @property
     def first(self) -> bool:
@@ -38,12 +38,17 @@ class Processes:
 def joined_processes(cuda: bool) -> Iterator[Processes]:
     """Within the block, the processes that torchrun started know each other: NCCL on GPUs, gloo on CPUs.
 
-    Raises UserError where they cannot meet.
+    Raises UserError where they cannot meet or have no GPU, and where one is left behind by another that ended.
     """
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
-        yield Processes()
+    processes = Processes(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
+    try:
+        own_device(cuda)
+        require_free_port(processes)
+    except UserError as error:
+        raise end_of(processes, str(error)) from error
+    if processes.count == 1:
+        yield processes
         return
-    require_free_port()
     try:
         distributed.init_process_group("nccl" if cuda else "gloo", timeout=PATIENCE)
     except (RuntimeError, ValueError) as error:
@@ -51,18 +56,41 @@ def joined_processes(cuda: bool) -> Iterator[Processes]:
             f"--master_port: the processes cannot meet ({str(error).splitlines()[0]}); try another"
         ) from error
     try:
-        local_rank = int(os.environ.get("LOCAL_RANK", 0))
-        yield Processes(distributed.get_rank(), distributed.get_world_size(), local_rank)
+        yield processes
+    except RuntimeError as error:
+        if not is_of_connection(error):
+            raise
+        raise UserError("another process of this run has ended; see what it said, and go on with --resume") from error
     finally:
         distributed.destroy_process_group()
 
 
-def require_free_port() -> None:
+def own_device(cuda: bool) -> torch.device:
+    """The CPU or, with `cuda`, the GPU of this process among those of its machine, made torch's current one.
+
+    Raises UserError where there is no GPU, or none left for a process.
+    """
+    device = choose_device(None, cuda)
+    if device.type == "cuda":
+        count, wanted = torch.cuda.device_count(), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        if wanted > count:
+            raise UserError(f"--nproc_per_node={wanted}: there are only {count} GPUs; start one process for each")
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        torch.cuda.set_device(device)  # NCCL's exchange of objects goes through the current one
+    return device
+
+
+def is_of_connection(error: RuntimeError) -> bool:
+    """Whether an exchange failed because its other end is gone: NCCL has classes for that, gloo only words."""
+    return isinstance(error, distributed.DistError) or "gloo" in str(error).lower()
+
+
+def require_free_port(processes: Processes) -> None:
     """Raise UserError where the first process cannot open the port at which the processes meet.
 
     torchrun opens it itself, and says so in the environment.
     """
-    if int(os.environ.get("RANK", 0)) or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+    if processes.count == 1 or not processes.first or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
         return
     port = os.environ.get("MASTER_PORT", "")
     try:

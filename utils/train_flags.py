@@ -148,6 +148,8 @@ def check_flags(args: argparse.Namespace) -> None:
         (args.start == "pca" and args.checkpoint, "--start pca: --checkpoint brings weights; leave out one of them"),
         (args.resume and args.continue_train, "--resume and --continue_train name two states; choose one"),
         (args.resume and not args.save, "--resume: with --no-save there is nothing to go on with"),
+        (args.keep_every and not args.save, "--keep-every: --no-save keeps nothing; leave out one of them"),
+        (args.save_path and not args.save, "--save_path: --no-save writes nothing; leave out one of them"),
         (args.lr_epoch and args.schedule != "step", f"--lr_epoch: has no meaning with --schedule {args.schedule}"),
         (args.cache == "device" and args.num_workers, "--num-workers: --cache device takes the crops on the device"),
         (args.cache == "device" and args.downscale, "--downscale: not possible with --cache device; use --cache ram"),
@@ -170,9 +172,11 @@ def requested_options(args: argparse.Namespace, name: str) -> dict[str, Any]:
         raise UserError(f"--model-option {', '.join(sorted(twice))}: there is a flag of its own for that, too; use one")
     given |= args.model_option
     known = default_config(name)
+    flags = {"N": "--N", "M": "--M", "variable_rate": "--variable-rate"}
     for key in given:
         if key not in known:
-            raise UserError(f"--model-option {key}: {name} has no such size; it has {', '.join(known)}")
+            flag = flags.get(key, f"--model-option {key}")
+            raise UserError(f"{flag}: {name} has nothing of that kind; it has {', '.join(known)}")
     return given
 
 

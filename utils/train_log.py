@@ -68,12 +68,14 @@ def _times(a: Any, factor: float) -> Any:
 class TrainLog:
     """Where a run's events go. On processes other than the first, and without a folder, files are not written."""
 
-    def __init__(self, folder: Path | None, first: bool, step: int, total: int, tensorboard: bool = True) -> None:
+    def __init__(
+        self, folder: Path | None, first: bool, step: int, total: int, tensorboard: bool, validated: int
+    ) -> None:
         self.first, self.file, self.board = first, None, None
         on_terminal = sys.stderr.isatty()
         self.bar = tqdm(total=total, initial=step, unit="step", disable=not (first and on_terminal), smoothing=0.05)
         if folder and first:
-            forget_after(folder / LOG_NAME, step)
+            forget_after(folder / LOG_NAME, step, validated)
             self.file = (folder / LOG_NAME).open("a", buffering=1)
             self.board = open_board(folder / TENSORBOARD_NAME, step) if tensorboard else None
 
@@ -121,12 +123,12 @@ class TrainLog:
                 part.close()
 
 
-def forget_after(path: Path, step: int) -> None:
-    """Remove the events after `step` from a log: a run that was killed does those steps again."""
+def forget_after(path: Path, step: int, validated: int) -> None:
+    """Remove from a log what comes after `step`, and after the validation at step `validated`: it is done again."""
     if not path.exists():
         return
     lines = path.read_text().splitlines()
-    kept = [line for line in lines if _step_of(line) <= step]
+    kept = [line for line in lines if _step_of(line) <= (validated if '"validation"' in line else step)]
     if len(kept) < len(lines):
         with atomic_write(path) as file:
             file.write("".join(f"{line}\n" for line in kept).encode())

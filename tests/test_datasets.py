@@ -1,0 +1,156 @@
+"""Training data: the division is stable, crops depend on seed and position alone, what is skipped is counted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from utils.cli import UserError
+from utils.datasets import (
+    DOWNSCALE_MIN,
+    Crops,
+    Draw,
+    HeldImages,
+    ImageFiles,
+    Sampling,
+    batch_positions,
+    cut,
+    make_loader,
+    usable_images,
+)
+from utils.split import split_folder
+
+PATCH = 16
+
+
+def write_images(folder: Path, names, size: tuple[int, int] = (30, 24)) -> list[Path]:
+    """PNG files of noise, (width, height) = size."""
+    folder.mkdir(parents=True, exist_ok=True)
+    random = np.random.default_rng(len(list(folder.iterdir())))
+    paths = [folder / f"{name}.png" for name in names]
+    for path in paths:
+        Image.fromarray(random.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)).save(path)
+    return paths
+
+
+@pytest.fixture
+def paths(tmp_path) -> list[Path]:
+    return write_images(tmp_path / "a", range(4)) + write_images(tmp_path / "b", range(4, 7), (19, 41))
+
+
+def samples(images, count: int = 12, downscale: float = 0.0, workers: int = 0) -> torch.Tensor:
+    """The first samples in batches of 2, (count, PATCH, PATCH, 3)."""
+    crops = Crops(images, Sampling(3, len(images), 2, downscale), PATCH)
+    loader = make_loader(crops, batch_positions(0, count // 2, 2, 0, 1), workers, pin=False)
+    return torch.cat([pixels for pixels, _, _ in loader])
+
+
+# ---- which images --------------------------------------------------------------------------------------------------
+
+
+def test_the_division_does_not_move_when_images_come_or_go(tmp_path):
+    write_images(tmp_path / "deep" / "er", range(40), (2, 2))
+    before = split_folder(tmp_path, 0.2, 100)
+    assert 0 < len(before.validation) < 20 and not set(before.validation) & set(before.train)
+    write_images(tmp_path, range(100, 140), (2, 2))
+    (tmp_path / "deep/er/7.png").unlink()
+    after = split_folder(tmp_path, 0.2, 100)
+    gone = {tmp_path / "deep/er/7.png"}
+    assert set(before.validation) - gone <= set(after.validation) and set(before.train) - gone <= set(after.train)
+    few = split_folder(tmp_path, 0.2, 3)
+    assert few.validation == after.validation[:3] and few.train == after.train
+
+
+def test_train_and_test_folders_are_taken_as_they_are(tmp_path):
+    train, test = write_images(tmp_path / "train" / "x", range(3)), write_images(tmp_path / "test", range(9))
+    split = split_folder(tmp_path)
+    assert split.train == train and sorted(split.validation) == test
+    assert len(split_folder(tmp_path, None, 4).validation) == 4
+    with pytest.raises(UserError, match="--val-share"):
+        split_folder(tmp_path, 0.5)
+
+
+def test_train_alone_is_divided(tmp_path):
+    write_images(tmp_path / "train", range(5))
+    split = split_folder(tmp_path, 0.999)
+    assert len(split.train) == 1 and len(split.validation) == 4  # never all of them
+
+
+def test_too_little_is_said(tmp_path):
+    with pytest.raises(UserError, match="no such folder"):
+        split_folder(tmp_path / "nowhere")
+    with pytest.raises(UserError, match="no images"):
+        split_folder(tmp_path)
+    write_images(tmp_path, range(1))
+    with pytest.raises(UserError, match="one image is too few"):
+        split_folder(tmp_path)
+
+
+def test_unusable_images_are_counted(tmp_path, paths):
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"no image")
+    small = write_images(tmp_path, ["small"], (40, PATCH - 1))
+    found = usable_images([*paths, broken, *small], PATCH)
+    assert (found.paths, found.unreadable, found.small) == (paths, 1, 1)
+    with pytest.raises(UserError, match="of 2 images 1 are smaller than --patch-size 16 and 1 unreadable"):
+        usable_images([broken, *small], PATCH)
+
+
+# ---- which crops ---------------------------------------------------------------------------------------------------
+
+
+def test_crops_are_the_same_from_files_from_memory_and_from_workers(paths):
+    files, held = ImageFiles(paths), HeldImages(usable_images(paths, PATCH), torch.device("cpu"))
+    expected = samples(files, downscale=0.5)
+    assert torch.equal(samples(held, downscale=0.5), expected)
+    assert torch.equal(samples(files, downscale=0.5, workers=2), expected)
+    assert len({crop.numpy().tobytes() for crop in expected}) == len(expected)
+
+
+def test_an_epoch_takes_every_image_once_in_a_new_order():
+    sampling = Sampling(0, 50, 10)
+    first, second = ([sampling.draw(epoch * 50 + i).image for i in range(50)] for epoch in (0, 1))
+    assert sorted(first) == sorted(second) == list(range(50)) and first != second
+    assert [Sampling(1, 50, 10).draw(i).image for i in range(50)] != first
+
+
+def test_processes_share_the_positions_of_one():
+    one = list(batch_positions(3, 6, 8, 0, 1))
+    two = [list(batch_positions(3, 6, 4, rank, 2)) for rank in (0, 1)]
+    assert [a + b for a, b in zip(*two)] == one
+
+
+def test_a_crop_is_a_part_of_the_image_flipped():
+    image = torch.arange(20 * 30 * 3, dtype=torch.uint8).reshape(20, 30, 3)
+    plain = cut(image, Draw(0, 1.0, 0.5, 0.999, False, False, 1.0), PATCH)
+    assert torch.equal(plain, image[2:18, 14:30])
+    assert torch.equal(cut(image, Draw(0, 1.0, 0.5, 0.999, True, True, 1.0), PATCH), plain.flip(0, 1))
+
+
+def test_a_reduced_crop_is_lanczos_of_a_larger_one(paths):
+    image = ImageFiles(paths)[0]
+    crop = cut(image, Draw(0, 0.8, 0.0, 0.0, False, False, 1.0), PATCH)
+    reference = Image.fromarray(image[:20, :20].numpy()).resize((PATCH, PATCH), Image.Resampling.LANCZOS)
+    assert np.array_equal(crop.numpy(), np.asarray(reference))
+    draws = [Sampling(0, 7, 2, 0.4).draw(i) for i in range(500)]
+    reduced = [draw.down for draw in draws if draw.down < 1]
+    assert 0.3 < len(reduced) / 500 < 0.5 and min(reduced) >= DOWNSCALE_MIN
+    assert all(Sampling(0, 7, 2).draw(i).down == 1 for i in range(50))
+
+
+@pytest.mark.parametrize("cache", ["none", "ram"])
+def test_an_image_that_breaks_off_is_passed_over_and_counted(paths, cache):
+    for path in paths[1:]:
+        path.write_bytes(path.read_bytes()[:300])  # the header is whole
+    usable = usable_images(paths, PATCH)
+    assert usable.unreadable == 0
+    images = ImageFiles(paths) if cache == "none" else HeldImages(usable, torch.device("cpu"))
+    crops = Crops(images, Sampling(0, len(paths), 1), PATCH)
+    assert sum(crops[i][2] for i in range(7)) == sum(range(7))  # six of seven are replaced by image 0
+    paths[0].write_bytes(b"")
+    with pytest.raises(UserError, match="not one of the images"):
+        Crops(ImageFiles(paths), Sampling(0, len(paths), 1), PATCH)[0]
