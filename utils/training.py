@@ -13,8 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from models.layers.gain import lambda_of_quality
-from utils.cli import UserError
-from utils.distributed import Processes, mean_over
+from utils.distributed import Processes, end_of, mean_over
 from utils.losses import rate_distortion
 from utils.optimization import clip_gradient, set_rate, weights_of
 from utils.run_state import RunState
@@ -75,6 +74,10 @@ def train_step(
     waited, passed, stopping = (values.pop(name) for name in extra)
     finite = math.isfinite(values["loss"]) and math.isfinite(values["gradient_norm"])
     move_weights(state, finite)
+    if state.not_finite["in_row"] >= MOST_NOT_FINITE:
+        problem = f"loss or gradient was not finite in {MOST_NOT_FINITE} steps in a row, up to step {state.step}"
+        way_out = "go on from the last checkpoint with a lower --learning-rate or --precision fp32"
+        raise end_of(recipe.processes, f"{problem}; {way_out}")
     return StepResult(values, finite, waited, round(passed * recipe.processes.count), stopping > 0)
 
 
@@ -91,7 +94,7 @@ def run_pass(state: RunState, network: nn.Module, pixels: Tensor, quality: Tenso
     lambdas = lambda_of_quality(quality) if variable else torch.full_like(quality, recipe.weight)
     with transforms_in(recipe.precision, recipe.device):
         out = network(x, quality if variable else None)
-    parts = rate_distortion(out, x, lambdas, recipe.metric, state.model.slice_sizes)
+    parts = rate_distortion(out, x, lambdas, recipe.metric, state.model.slice_sizes, balanced=variable)
     state.scaler.scale(parts["loss"] / recipe.accumulate).backward()
     return {name: part.detach() for name, part in parts.items()}
 
@@ -122,8 +125,3 @@ def move_weights(state: RunState, finite: bool) -> None:
     state.not_finite["total"] += not finite
     if finite and state.average:
         state.average.follow(state.model, state.step)
-    if state.not_finite["in_row"] >= MOST_NOT_FINITE:
-        raise UserError(
-            f"loss or gradient was not finite in {MOST_NOT_FINITE} steps in a row, up to step {state.step}; go on from"
-            " the last checkpoint with a lower --learning-rate or --precision fp32"
-        )

@@ -16,10 +16,10 @@ from models.layers.dictionary import DictionaryCrossAttention
 from models.layers.gain import lambda_of_quality
 from utils.distributed import Processes, any_of, gathered
 from utils.evaluation import Record, average, evaluate_images, mean
-from utils.losses import WEIGHT_OF_METRIC
+from utils.losses import WEIGHT_OF_METRIC, balance
 
 QUALITIES = (1.0, 50.5, 100.0)  # the range's ends and its middle, for variable-rate models
-SHOWN = ("bpp", "bpp_y", "bpp_z", "psnr", "ms_ssim", "ms_ssim_db", "mse_float")
+SHOWN = ("bpp", "bpp_y", "bpp_z", "psnr", "ms_ssim", "ms_ssim_db", "mse_float", "ms_ssim_float")
 
 
 def validate(
@@ -34,9 +34,10 @@ def validate(
 ) -> dict[str, Any] | None:
     """Means over the images: loss, rates, PSNR and so on; with several qualities also one entry a quality.
 
-    `lambdas` maps each quality to evaluate (None for models that have one) to its lambda; "loss" is the mean over
-    them. Images whose loss is not defined (MS-SSIM of a small one, pixels that cannot be read) are left out and
-    counted. Returns None where `stopping` became true on the way, or where not one image worked.
+    `lambdas` maps each quality to evaluate (None for models that have one) to its lambda; "loss" is then the mean over
+    the qualities, balanced as in training. Images whose loss is not defined (MS-SSIM of a small one, pixels that cannot
+    be read) are left out and counted. Returns None where `stopping` became true on the way, or where not one image
+    worked.
     """
     by_quality: dict[str, dict[str, Any]] = {}
     for quality, weight in lambdas.items():
@@ -60,10 +61,10 @@ def validate(
         if any_of(processes, stopping(), device) or not records:
             return None
         by_quality[str(quality)] = {**summary(records), "left_out": failed}
-    losses = [entry["loss"] for entry in by_quality.values()]
     if len(by_quality) == 1:
         return next(iter(by_quality.values()))
-    return {"loss": sum(losses) / len(losses), "quality": by_quality}
+    losses = [balance(weight) * by_quality[str(quality)]["loss"] for quality, weight in lambdas.items()]
+    return {"loss": mean(losses), "quality": by_quality}
 
 
 def loss_of(record: Record, weight: float, metric: str) -> float | None:
