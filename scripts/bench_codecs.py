@@ -1,6 +1,6 @@
 """Rate, distortion and time of classical image codecs on a folder of images, as results.json of eval.py.
 
-    python scripts/bench_codecs.py --data kodak --output results/kodak_codecs
+    python scripts/bench_codecs.py --data kodak --output results/kodak/measured
     python scripts/bench_codecs.py --data kodak --output out --codecs avif jpegxl --settings 1 2 4 --processes 8
 
 JPEG, WebP, JPEG 2000 and AVIF come with Pillow; JPEG XL (cjxl), HEVC (heif-enc), BPG (bpgenc) and VVC (VTM's

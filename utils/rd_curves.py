@@ -80,7 +80,7 @@ def resolve(reference: str) -> tuple[str | None, Path]:
 
 def known_curves() -> list[str]:
     """Names of the curves in results/, such as "kodak/vtm"; other JSON files there are passed over."""
-    return [name for path in sorted(RESULTS.glob("*/*.json")) if (name := _name_if_curve(path))]
+    return [name for path in sorted(RESULTS.glob("*/**/*.json")) if (name := _name_if_curve(path))]
 
 
 def _name_if_curve(path: Path) -> str | None:
@@ -88,7 +88,7 @@ def _name_if_curve(path: Path) -> str | None:
         read_results(path)
     except UserError:
         return None
-    return f"{path.parent.name}/{path.stem}"
+    return path.relative_to(RESULTS).with_suffix("").as_posix()
 
 
 def describe_curves() -> str:
