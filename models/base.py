@@ -38,6 +38,7 @@ from models.layers.convolution import conv
 from models.layers.entropy_models import EntropyBottleneck, EntropyModel, GaussianConditional
 from models.layers.gain import QUALITY_MAX, QUALITY_MIN, GainUnit
 from models.portable import portable_copy
+from models.stripes import channels_last, convolution
 
 if TYPE_CHECKING:
     from utils.rans import Decoder, Encoder
@@ -60,11 +61,10 @@ class EntropyParameters(nn.Sequential):
 
     def forward(self, support: Tensor) -> Tensor:
         """(B, in_channels, h, w) -> (B, out_channels, h, w)."""
-        *hidden_layers, last = self
-        for layer in hidden_layers:
-            support = layer(support)
+        first, gelu, second, _, last = self
+        hidden = convolution(second, convolution(first, support, gelu), gelu)
         with torch.autocast(support.device.type, enabled=False):
-            return last(support.to(last.weight.dtype))
+            return convolution(last, hidden.to(last.weight.dtype))
 
 
 class SliceCompressionModel(nn.Module):
@@ -150,7 +150,7 @@ class SliceCompressionModel(nn.Module):
         mu = self.cc_mean_transforms[i](mean_support)
         sigma = self.cc_scale_transforms[i](scale_support)
         with torch.autocast(mu.device.type, enabled=False):
-            y_hat_i = coder(y_i, mu, sigma)
+            y_hat_i = channels_last(coder(y_i, mu, sigma))  # the encoder's and the decoder's alike in memory too
         residual = self.lrp_transforms[i](torch.cat([mean_support, y_hat_i], 1))
         return y_hat_i + 0.5 * torch.tanh(residual)
 

@@ -12,9 +12,11 @@ from collections.abc import Iterator
 from itertools import product
 from typing import TYPE_CHECKING
 
-import torch
+import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
+
+from models.stripes import Border, to_map, to_tokens
 
 if TYPE_CHECKING:
     from models.base import SliceCompressionModel
@@ -32,11 +34,11 @@ def portable_copy(model: SliceCompressionModel) -> SliceCompressionModel:
 
 
 class MatrixConvolution(nn.Conv2d):
-    """A convolution as matrix products and shifted sums: CPU libraries have no fast float64 convolution.
+    """A convolution as matrix products: CPU libraries have no fast one in float64.
 
-    Every tap of the kernel is a 1x1 convolution of the whole map, all of them in one matrix product; their results are
-    added where the tap points. That moves a fraction of the memory that gathering patches does. For odd kernels, stride
-    1 and zero padding that keeps the size, dense or depthwise.
+    Tokens lie row after row, with the zeros of the padding between them; what a tap of the kernel reads is then one
+    block of memory, displaced by the tap. Each tap adds one matrix product to the result, and nothing is gathered.
+    (Depthwise: one product of elements.) For odd kernels, stride 1 and zero padding that keeps the size.
     """
 
     @classmethod
@@ -44,7 +46,7 @@ class MatrixConvolution(nn.Conv2d):
         """The same layer, sharing weights."""
         new = copy.copy(layer)
         new.__class__ = cls
-        new.taps = rearrange(layer.weight, "o i r s -> (r s) o i").contiguous()
+        new.taps = rearrange(layer.weight, "o i r s -> (r s) i o").contiguous()
         return new
 
     @staticmethod
@@ -57,35 +59,34 @@ class MatrixConvolution(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_channels, H, W) -> (B, out_channels, H, W)."""
-        out = x.new_zeros(len(x), self.out_channels, *x.shape[-2:])
+        return to_map(self.convolve(to_tokens(x), (self.padding[0], self.padding[0])))
+
+    def convolve(self, x: Tensor, border: Border) -> Tensor:
+        """Tokens (B, r, W, in_channels) with `border` rows of zeros above and below -> (B, rows, W, out_channels)."""
+        side = self.padding[1]
+        x = F.pad(x, (0, 0, side, side, *border))
+        rows, columns = (n - k + 1 for n, k in zip(x.shape[1:3], self.kernel_size))
+        return self._depthwise(x, rows, columns) if self.groups > 1 else self._dense(x, rows, columns)
+
+    def _dense(self, x: Tensor, rows: int, columns: int) -> Tensor:
+        width, tokens = x.shape[2], x.flatten(1, 2)
+        count = (rows - 1) * width + columns  # the result has as wide rows, of which the last tokens mean nothing
+        out = x.new_zeros(len(x), rows * width, self.out_channels)
         if self.bias is not None:
-            out += self.bias[:, None, None]
-        return self._add_depthwise(out, x) if self.groups > 1 else self._add_dense(out, x)
+            out += self.bias
+        for (i, j), tap in zip(self._positions(), self.taps):
+            first = i * width + j
+            out[:, :count].baddbmm_(tokens[:, first : first + count], tap.expand(len(x), -1, -1))
+        return out.unflatten(1, (rows, width))[:, :, :columns]
 
-    def _add_dense(self, out: Tensor, x: Tensor) -> Tensor:
-        products = torch.matmul(self.taps.flatten(0, 1), x.flatten(2))  # (B, taps * out_channels, H * W)
-        products = products.unflatten(2, x.shape[-2:]).unflatten(1, (len(self.taps), self.out_channels))
-        for tap, (target, source) in enumerate(self._shifts(x)):
-            out[target] += products[:, tap][source]
+    def _depthwise(self, x: Tensor, rows: int, columns: int) -> Tensor:
+        out = x.new_zeros(len(x), rows, columns, self.out_channels)
+        if self.bias is not None:
+            out += self.bias
+        for (i, j), tap in zip(self._positions(), self.taps):
+            out.addcmul_(x[:, i : i + rows, j : j + columns], tap[0])
         return out
 
-    def _add_depthwise(self, out: Tensor, x: Tensor) -> Tensor:
-        for tap, (target, source) in enumerate(self._shifts(x)):
-            out[target].addcmul_(x[source], self.taps[tap, :, :, None])
-        return out
-
-    def _shifts(self, x: Tensor) -> Iterator[tuple[tuple, tuple]]:
-        """For each tap, row by row, which part of the output it adds to and which part of the input it reads."""
-        rows, columns = (
-            [_overlap(tap - kernel // 2, side) for tap in range(kernel)]
-            for kernel, side in zip(self.kernel_size, x.shape[-2:])
-        )
-        for (to_row, from_row), (to_column, from_column) in product(rows, columns):
-            yield (..., to_row, to_column), (..., from_row, from_column)
-
-
-def _overlap(shift: int, side: int) -> tuple[slice, slice]:
-    """Positions p of 0..side for which p + shift is one too, and those p + shift."""
-    first, last = min(max(0, -shift), side), max(0, min(side, side - shift))
-    last = max(first, last)
-    return slice(first, last), slice(first + shift, last + shift)
+    def _positions(self) -> Iterator[tuple[int, int]]:
+        """Row and column of each tap."""
+        return product(*(range(kernel) for kernel in self.kernel_size))

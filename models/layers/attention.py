@@ -2,10 +2,12 @@
 
 "Swin Transformer" (Liu et al., ICCV 2021, arXiv:2103.14030). Tokens are (B, H, W, C) with H and W multiples of the
 window; maps are (B, C, H, W). A contiguous token tensor seen through `to_map` is a channels-last map, so that going
-back and forth copies nothing.
+back and forth copies nothing. Everything is computed in stripes of rows (models/stripes.py).
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -13,16 +15,9 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from models.layers.convolution import conv
+from models.stripes import Border, by_rows, convolve, inside, like, linear, own, to_map, to_tokens
 
-
-def to_tokens(x: Tensor) -> Tensor:
-    """(B, C, H, W) -> (B, H, W, C)."""
-    return rearrange(x, "b c h w -> b h w c")
-
-
-def to_map(x: Tensor) -> Tensor:
-    """(B, H, W, C) -> (B, C, H, W)."""
-    return rearrange(x, "b h w c -> b c h w")
+Biases = tuple[Tensor, Tensor]  # what is added to the logits of a row's windows, and to those of its last window
 
 
 class WindowAttention(nn.Module):
@@ -50,48 +45,51 @@ class WindowAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) -> (B, H, W, C)."""
-        height, width = x.shape[1:3]
+        return self.in_windows(self.attend, x)
+
+    def in_windows(self, function: Callable[[Tensor, Biases], Tensor], x: Tensor) -> Tensor:
+        """`function`(rows of windows, biases) over tokens x (B, H, W, C), in stripes; returns (B, H, W, C).
+
+        Shifted windows start `shift` rows further down; the last ones hold the rows left over at both ends.
+        """
+        window, shift = self.window, self.shift
+        bias, row_mask = self.bias(), self.masks[0] if shift else 0
+        inner, last = ((b, b + self.masks[1] if shift else b) for b in (bias, bias + row_mask))
+        if not shift:
+            return by_rows(lambda rows, _: function(rows, inner), x, unit=window)
+        end = x.shape[1] - window + shift
+        border = function(torch.cat([x[:, end:], x[:, :shift]], 1), last)
+        parts = [border[:, window - shift :], border[:, : window - shift]]
+        if end > shift:
+            parts.insert(1, by_rows(lambda rows, _: function(rows, inner), x[:, shift:end], unit=window))
+        return torch.cat(parts, 1)
+
+    def attend(self, x: Tensor, biases: Biases) -> Tensor:
+        """Rows of windows (B, r, W, C) -> the same; shifted ones wrap around at the end of a row."""
+        batch, height, width, channels = x.shape
         if self.shift:
-            x = x.roll((-self.shift, -self.shift), (1, 2))
-        q, k, v = rearrange(
-            self.embedding_layer(x),
-            "b (i r) (j s) (three h d) -> three b i j h (r s) d",
-            three=3, h=self.heads, r=self.window, s=self.window,
-        )  # (B, rows of windows, columns of windows, heads, w * w, head_dim) each  # fmt: skip
-        out = self.attend_shifted(q, k, v) if self.shift else self.attend(q, k, v, self.bias(q.dtype))
-        out = rearrange(out, "b i j h (r s) d -> b (i r) (j s) (h d)", r=self.window)
-        out = self.linear(out)
-        assert out.shape[1:3] == (height, width)
-        return out.roll((self.shift, self.shift), (1, 2)) if self.shift else out
-
-    def bias(self, dtype: torch.dtype) -> Tensor:
-        """(heads, w * w, w * w): what each query p adds to its logit with each key q."""
-        return self.relative_position_params.to(dtype).flatten(1)[:, self.bias_index]
-
-    @staticmethod
-    def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
-        """Attention of windows (B, i, j, heads, tokens, d) under one (heads, tokens, tokens) bias."""
-        out = F.scaled_dot_product_attention(
-            q.flatten(0, 2), k.flatten(0, 2), v.flatten(0, 2), attn_mask=bias.unsqueeze(0)
+            x = x.roll(-self.shift, 2)
+        columns, tokens = width // self.window, self.window**2
+        x = rearrange(x, "b (i r) (j s) c -> (j b i) (r s) c", r=self.window, s=self.window)
+        qkv = self.embedding_layer(like(x, self.linear))
+        q, k, v = rearrange(qkv, "n p (three h d) -> three n h p d", three=3, h=self.heads)  # views
+        last = len(x) // columns if self.shift else 0  # windows of the last column
+        parts = [slice(0, len(x) - last), slice(len(x) - last, len(x))]
+        out = [attention(q[p], k[p], v[p], bias) for p, bias in zip(parts, biases) if p.start < p.stop]
+        out = (torch.cat(out) if len(out) > 1 else out[0]).transpose(1, 2).reshape(len(x), tokens, channels)
+        out = rearrange(
+            self.linear(out), "(j b i) (r s) c -> b (i r) (j s) c", b=batch, j=columns, r=self.window, s=self.window
         )
-        return out.unflatten(0, q.shape[:3])
+        return out.roll(self.shift, 2) if self.shift else out
 
-    def attend_shifted(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """The same, with the masks of the last row, the last column and the corner where they belong."""
-        bias = self.bias(q.dtype)
-        rows = []
-        for i, row_mask in ((slice(None, -1), False), (slice(-1, None), True)):
-            if row_mask or q.shape[1] > 1:
-                rows.append(self.attend_row(q[:, i], k[:, i], v[:, i], bias, row_mask))
-        return torch.cat(rows, 1)
+    def bias(self) -> Tensor:
+        """(heads, w * w, w * w): what each query p adds to its logit with each key q."""
+        return self.relative_position_params.flatten(1)[:, self.bias_index]
 
-    def attend_row(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor, row_mask: bool) -> Tensor:
-        """Rows of windows that share a row mask; their last column gets the column mask as well."""
-        inner = bias + self.masks[0].to(bias) if row_mask else bias
-        last = self.attend(q[:, :, -1:], k[:, :, -1:], v[:, :, -1:], inner + self.masks[1].to(bias))
-        if q.shape[2] == 1:
-            return last
-        return torch.cat([self.attend(q[:, :, :-1], k[:, :, :-1], v[:, :, :-1], inner), last], 2)
+
+def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+    """softmax(q k^T / sqrt(d) + bias) v of windows (n, heads, tokens, d) under one (heads, tokens, tokens) bias."""
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype).unsqueeze(0))
 
 
 def relative_position_index(window: int) -> Tensor:
@@ -117,9 +115,9 @@ class ResidualScale(nn.Module):
         super().__init__()
         self.scale = nn.Parameter(torch.ones(channels))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Tokens (..., C) -> (..., C)."""
-        return x * self.scale
+    def forward(self, x: Tensor, branch: Tensor) -> Tensor:
+        """scale * x + branch for tokens (..., C)."""
+        return torch.addcmul(branch.to(x.dtype), x, self.scale.to(x.dtype))
 
 
 class DepthwiseConvolution(nn.Module):
@@ -129,9 +127,9 @@ class DepthwiseConvolution(nn.Module):
         super().__init__()
         self.dwconv = nn.Conv2d(channels, channels, 3, padding=1, groups=channels)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, H, W, C) -> (B, H, W, C)."""
-        return to_tokens(self.dwconv(to_map(x)))
+    def forward(self, x: Tensor, border: Border) -> Tensor:
+        """A stripe (B, r, W, C) with a row more above and below -> the stripe."""
+        return convolve(self.dwconv, x, border)
 
 
 class ConvolutionalGLU(nn.Module):
@@ -144,10 +142,11 @@ class ConvolutionalGLU(nn.Module):
         self.dwconv = DepthwiseConvolution(inner)
         self.fc2 = nn.Linear(inner, channels)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, H, W, C) -> (B, H, W, C)."""
-        gate, value = self.fc1(x).chunk(2, dim=-1)
-        return self.fc2(F.gelu(self.dwconv(gate)) * value)
+    def forward(self, x: Tensor, border: Border = (1, 1)) -> Tensor:
+        """A stripe (B, r, W, C) with a row more above and below, where the map has them -> the stripe."""
+        (gate, value), (gate_bias, value_bias) = self.fc1.weight.chunk(2), self.fc1.bias.chunk(2)
+        gates = F.gelu(self.dwconv(linear(x, gate, gate_bias), border))
+        return self.fc2(gates * linear(inside(x, 1, border), value, value_bias))
 
 
 class ScaledSwinLayer(nn.Module):
@@ -164,8 +163,16 @@ class ScaledSwinLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) -> (B, H, W, C)."""
-        x = self.res_scale_1(x) + self.msa(self.ln1(x))
-        return self.res_scale_2(x) + self.mlp(self.ln2(x))
+        x = self.msa.in_windows(self.attend, x)
+        return by_rows(self.feed, x, halo=1, out=own(x))
+
+    def attend(self, x: Tensor, biases: Biases) -> Tensor:
+        """Rows of windows -> the same."""
+        return self.res_scale_1(x, self.msa.attend(self.ln1(x), biases))
+
+    def feed(self, x: Tensor, border: Border) -> Tensor:
+        """A stripe with a row more above and below -> the stripe."""
+        return self.res_scale_2(inside(x, 1, border), self.mlp(self.ln2(x), border))
 
 
 class SwinStage(nn.Module):
@@ -180,10 +187,14 @@ class SwinStage(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
-        tokens = to_tokens(x).contiguous()
+        x = tokens = to_tokens(x).contiguous()
         for layer in self.layers:
             tokens = layer(tokens)
-        return x + self.conv(to_map(tokens))
+        return to_map(by_rows(self.finish, tokens, halo=1, also=(x,), out=own(tokens) if self.layers else None))
+
+    def finish(self, tokens: Tensor, border: Border, x: Tensor) -> Tensor:
+        """A stripe of the layers' tokens with a row more above and below, and of x -> of the result."""
+        return x + convolve(self.conv, tokens, border)
 
 
 class PlainSwinBlock(nn.Module):
@@ -198,5 +209,9 @@ class PlainSwinBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) -> (B, H, W, C)."""
-        x = x + self.msa(self.ln1(x))
-        return x + self.mlp(self.ln2(x))
+        return self.msa.in_windows(self.rows, x)
+
+    def rows(self, x: Tensor, biases: Biases) -> Tensor:
+        """Rows of windows -> the same."""
+        x = x + self.msa.attend(self.ln1(x), biases)
+        return x + self.mlp(like(self.ln2(x), self.mlp[0]))

@@ -7,7 +7,22 @@
 
 from __future__ import annotations
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+
+from models.stripes import (
+    Border,
+    by_rows,
+    channels_last,
+    convolution,
+    convolve,
+    deconvolution,
+    inside,
+    pointwise,
+    to_map,
+    to_tokens,
+)
 
 
 def conv(in_channels: int, out_channels: int, kernel: int = 3, stride: int = 1) -> nn.Conv2d:
@@ -23,6 +38,17 @@ def deconv(in_channels: int, out_channels: int, kernel: int = 5, stride: int = 2
 class SliceTransform(nn.Sequential):
     """A stack of layers with a name of its own, which adds no level to the state dict's keys."""
 
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> what the layers make of it; bare convolutions work in stripes of rows, as the blocks do."""
+        # oneDNN crashes on the gradient of TCM's first layer, a 1x1 convolution of stride 2 of a channels-last image.
+        x = x.contiguous() if torch.is_grad_enabled() else channels_last(x)
+        for layer in self:
+            if isinstance(layer, nn.ConvTranspose2d):
+                x = deconvolution(layer, x)
+            else:
+                x = convolution(layer, x) if isinstance(layer, nn.Conv2d) else layer(x)
+        return x
+
 
 class ResidualBottleneck(nn.Module):
     """1x1 to half the channels, 3x3, 1x1 back, with ReLU between, plus the input (He et al., CVPR 2016)."""
@@ -33,13 +59,18 @@ class ResidualBottleneck(nn.Module):
         self.conv1 = conv(in_channels, inner, 1)
         self.conv2 = conv(inner, inner, 3)
         self.conv3 = conv(inner, out_channels, 1)
-        self.relu = nn.ReLU(inplace=True)
         self.skip = conv(in_channels, out_channels, 1) if in_channels != out_channels else None
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_channels, H, W) -> (B, out_channels, H, W)."""
-        shortcut = x if self.skip is None else self.skip(x)
-        return shortcut + self.conv3(self.relu(self.conv2(self.relu(self.conv1(x)))))
+        return to_map(by_rows(self.rows, to_tokens(x), halo=1))
+
+    def rows(self, x: Tensor, border: Border) -> Tensor:
+        """A stripe of tokens with a row more above and below -> the stripe."""
+        inner = F.relu_(pointwise(self.conv1, x))
+        inner = pointwise(self.conv3, F.relu_(convolve(self.conv2, inner, border)))
+        x = inside(x, 1, border)
+        return inner + (x if self.skip is None else pointwise(self.skip, x))
 
 
 class Down(nn.Module):
@@ -54,7 +85,7 @@ class Down(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_channels, H, W) -> (B, out_channels, H/2, W/2)."""
-        return self.res3(self.res2(self.res1(self.conv(x))))
+        return self.res3(self.res2(self.res1(convolution(self.conv, x))))
 
 
 class Up(nn.Module):
@@ -69,4 +100,4 @@ class Up(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_channels, H, W) -> (B, out_channels, 2H, 2W)."""
-        return self.conv(self.res3(self.res2(self.res1(x))))
+        return deconvolution(self.conv, self.res3(self.res2(self.res1(x))))

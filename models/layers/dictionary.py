@@ -17,8 +17,9 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from models.layers.attention import ConvolutionalGLU, ResidualScale, to_map, to_tokens
+from models.layers.attention import ConvolutionalGLU, ResidualScale
 from models.layers.convolution import conv
+from models.stripes import Border, by_rows, convolution, convolve, inside, own, pointwise, to_map, to_tokens
 
 
 class EfficientConvolution(nn.Module):
@@ -30,9 +31,9 @@ class EfficientConvolution(nn.Module):
         self.dw_conv = nn.Conv2d(channels, channels, 3, padding=1, groups=channels)
         self.out_trans = conv(channels, channels, 1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C, H, W)."""
-        return self.out_trans(F.gelu(self.dw_conv(F.gelu(self.in_trans(x)))))
+    def forward(self, x: Tensor, border: Border) -> Tensor:
+        """A stripe of tokens with a row more above and below -> the stripe."""
+        return pointwise(self.out_trans, F.gelu(convolve(self.dw_conv, F.gelu(pointwise(self.in_trans, x)), border)))
 
 
 class DenseScales(nn.Module):
@@ -46,11 +47,15 @@ class DenseScales(nn.Module):
         self.proj = conv((scales + 1) * channels, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C, H, W)."""
+        """Tokens (B, H, W, C) -> (B, H, W, C)."""
         features = [x]
-        for layer in self.conv_layers:
-            features.append(layer(features[-1]))
-        return self.proj(torch.cat(features, 1))
+        for gelu, layer in self.conv_layers:
+            features.append(by_rows(lambda t, border, f=layer, g=gelu: f(g(t), border), features[-1], halo=1))
+        return by_rows(self.project, x, also=tuple(features[1:]))
+
+    def project(self, x: Tensor, border: Border, *features: Tensor) -> Tensor:
+        """Stripes of all scales -> one."""
+        return pointwise(self.proj, torch.cat([x, *features], -1))
 
 
 class SpatialAttention(nn.Module):
@@ -61,8 +66,9 @@ class SpatialAttention(nn.Module):
         self.conv1 = nn.Conv2d(2, 1, 7, padding=3, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, 1, H, W)."""
-        return torch.sigmoid(self.conv1(torch.cat([x.mean(1, keepdim=True), x.amax(1, keepdim=True)], 1)))
+        """Tokens (B, H, W, C) -> (B, H, W, 1)."""
+        summary = by_rows(lambda t, _: torch.cat([t.mean(-1, keepdim=True), t.amax(-1, keepdim=True)], -1), x)
+        return torch.sigmoid(to_tokens(convolution(self.conv1, to_map(summary))))
 
 
 class MultiScaleAggregation(nn.Module):
@@ -75,9 +81,10 @@ class MultiScaleAggregation(nn.Module):
         self.dense = DenseScales(channels, scales)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C, H, W)."""
-        merged = self.dense(self.s(x))
-        return merged * self.spatial_atte(merged)
+        """Tokens (B, H, W, C) -> (B, H, W, C)."""
+        merged = self.dense(by_rows(lambda t, _: pointwise(self.s, t), x))
+        weights = self.spatial_atte(merged)
+        return by_rows(lambda t, _, weight: t * weight, merged, also=(weights,), out=own(merged))
 
 
 class DictionaryCrossAttention(nn.Module):
@@ -109,19 +116,29 @@ class DictionaryCrossAttention(nn.Module):
         self.res_scale_3 = ResidualScale(width)
 
     def forward(self, x: Tensor, dictionary: Tensor) -> Tensor:
-        """(B, in_channels, H, W) and (entries, width) -> (B, out_channels, H, W)."""
-        t = self.x_trans(to_tokens(x))  # (B, H, W, width)
+        """(B, in_channels, H, W) and (entries, width), or (B, entries, width), -> (B, out_channels, H, W)."""
+        t = by_rows(lambda x, _: self.x_trans(x), to_tokens(x))  # (B, H, W, width)
         if self.msa is not None:
-            t = to_tokens(self.msa(to_map(self.ln_scale(t)))) + self.res_scale_1(t)
-        t = self.linear(self.look_up(t, dictionary)) + self.res_scale_2(t)
-        t = self.mlp(self.ln_mlp(t)) + self.res_scale_3(t)
-        return to_map(self.output_trans(t))
+            scales = self.msa(by_rows(lambda t, _: self.ln_scale(t), t))
+            t = by_rows(lambda s, _, t: self.res_scale_1(t, s), scales, also=(t,), out=own(scales))
+        q = self.q_trans(self.lnx(t))
+        keys, values = self.entries(dictionary)
+        t = by_rows(lambda q, _, t: self.res_scale_2(t, self.look_up(q, keys, values)), q, also=(t,), out=own(q))
+        return to_map(by_rows(self.answer, t, halo=1))
 
-    def look_up(self, t: Tensor, dictionary: Tensor) -> Tensor:
-        """softmax(scale * Q K^T) V for tokens (B, H, W, width) (Equations 7, 8)."""
+    def entries(self, dictionary: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values (1 or B, heads, entries, head_dim) (Equation 7)."""
         entries = self.dict_ln(dictionary)
-        q = rearrange(self.q_trans(self.lnx(t)), "b y x (h d) -> b h (y x) d", h=self.heads)
-        k, v = (rearrange(e, "n (h d) -> 1 h n d", h=self.heads) for e in (self.k(entries), entries))
-        k, v = (e.to(q.dtype).expand(len(q), -1, -1, -1) for e in (k, v))
-        out = F.scaled_dot_product_attention(q * self.scale.to(q.dtype), k, v, scale=1.0)  # no 1 / sqrt(d) here
-        return rearrange(out, "b h (y x) d -> b y x (h d)", y=t.shape[1])
+        keys, values = (rearrange(e, "... n (h d) -> ... h n d", h=self.heads) for e in (self.k(entries), entries))
+        return keys, values
+
+    def look_up(self, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """softmax(scale * Q K^T) V for queries (B, H, W, width), then `linear` (Equation 8)."""
+        height, heads = q.shape[1], rearrange(q, "b y x (h d) -> b h (y x) d", h=self.heads)
+        k, v = (e.to(q.dtype).expand(len(q), *e.shape[-3:]) for e in (keys, values))
+        out = F.scaled_dot_product_attention(heads * self.scale.to(q.dtype), k, v, scale=1.0)  # no 1 / sqrt(d) here
+        return self.linear(rearrange(out, "b h (y x) d -> b y x (h d)", y=height))
+
+    def answer(self, t: Tensor, border: Border) -> Tensor:
+        """A stripe with a row more above and below -> the stripe (B, r, W, out_channels)."""
+        return self.output_trans(self.res_scale_3(inside(t, 1, border), self.mlp(self.ln_mlp(t), border)))

@@ -1,0 +1,162 @@
+"""Maps computed a few rows at a time: bounded memory, and temporaries that stay in the processor's cache.
+
+A layer's input and output are whole maps, channels last; everything between them (queries and keys, the hidden widths
+of feed-forward networks) exists for one stripe of rows only. A convolution inside a stripe reads `halo` rows above and
+below it. Nothing is recomputed but those rows, and nothing but the order of sums changes.
+
+    by_rows(function, x, halo=1)      # function(x), stripe after stripe
+    with stripes_of(2**20): ...       # choose the size; None for whole maps
+
+While gradients are recorded everything is whole. Tokens are (B, H, W, C), contiguous; maps (B, C, H, W) are seen
+through `to_map`, as channels-last tensors, so that going back and forth copies nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+DEFAULT_STRIPE = 4 << 20  # bytes of the input map in a stripe: with its temporaries about what a core's cache holds
+_stripe: ContextVar[int | None] = ContextVar("stripe", default=DEFAULT_STRIPE)
+
+Border = tuple[int, int]  # how many of the halo's rows above and below lie outside of the map
+
+
+@contextmanager
+def stripes_of(size: int | None) -> Iterator[None]:
+    """Cut maps into stripes of about `size` bytes of input inside the block; None for no stripes."""
+    token = _stripe.set(size)
+    try:
+        yield
+    finally:
+        _stripe.reset(token)
+
+
+def to_tokens(x: Tensor) -> Tensor:
+    """(B, C, H, W) -> (B, H, W, C)."""
+    return x.permute(0, 2, 3, 1)
+
+
+def to_map(x: Tensor) -> Tensor:
+    """(B, H, W, C) -> (B, C, H, W)."""
+    return x.permute(0, 3, 1, 2)
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """The map (B, C, H, W) with its channels side by side in memory."""
+    return to_map(to_tokens(x).contiguous())
+
+
+def cut(x: Tensor, rows: int, unit: int = 1) -> list[tuple[int, int]]:
+    """First and last row (exclusive) of stripes of `rows` rows, each a multiple of `unit` rows; x is what they read."""
+    size = _stripe.get()
+    if size is None or torch.is_grad_enabled():
+        return [(0, rows)] if rows else []
+    bytes_a_row = max(1, x.numel() * x.element_size() // rows) if rows else 1
+    step = max(unit, size // bytes_a_row // unit * unit)
+    return [(top, min(rows, top + step)) for top in range(0, rows, step)]
+
+
+def by_rows(
+    function: Callable[..., Tensor], x: Tensor, halo: int = 0, unit: int = 1, also: tuple[Tensor, ...] = (),
+    out: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """`function` of tokens x (B, H, W, C) in stripes of a multiple of `unit` rows; returns (B, H, W, any width).
+
+    It is called with a stripe, with `halo` rows around it as far as the map reaches, then with `border`, how many of
+    these rows the map lacks above and below, then with the stripe's rows of each tensor in `also`. It returns the
+    stripe's rows. `out` takes the result; it may be x, which is then overwritten, where no gradients are recorded.
+    """
+    height, stripes = x.shape[1], cut(x, x.shape[1], max(unit, halo))
+    if len(stripes) == 1 and out is None:
+        return function(x, (halo, halo), *also)
+    kept = x[:, :0]  # of x, if it is being overwritten, what was in the rows above the stripe
+    for top, bottom in stripes:
+        above, below = min(halo, top), min(halo, height - bottom)
+        rows = x[:, top - above : bottom + below]
+        if out is x and above:
+            rows = torch.cat([kept, rows[:, above:]], 1)
+        kept = x[:, bottom - halo : bottom].clone() if out is x else kept
+        result = function(rows, (halo - above, halo - below), *(other[:, top:bottom] for other in also))
+        if out is None:
+            out = result.new_empty(len(x), height, *result.shape[2:])
+        out[:, top:bottom] = result
+    return out
+
+
+def inside(x: Tensor, halo: int, border: Border) -> Tensor:
+    """The stripe without the rows around it, of which the map lacks `border`."""
+    return x[:, halo - border[0] : x.shape[1] - (halo - border[1])]
+
+
+def own(x: Tensor) -> Tensor | None:
+    """x as `out` of `by_rows` for a tensor that nobody else needs; None where autograd does."""
+    return None if torch.is_grad_enabled() else x
+
+
+def convolve(layer: nn.Conv2d, rows: Tensor, border: Border) -> Tensor:
+    """A convolution of tokens (B, r, W, C) whose zero padding above and below is `border` rows instead of its own."""
+    if hasattr(layer, "convolve"):  # models.portable has its own
+        return layer.convolve(rows, border)
+    x = to_map(like(rows, layer))
+    if border[0] != border[1]:
+        x, border = F.pad(x, (0, 0, *border)), (0, 0)
+    padding = (border[0], layer.padding[1])
+    return to_tokens(F.conv2d(x, layer.weight, layer.bias, layer.stride, padding, groups=layer.groups))
+
+
+def pointwise(layer: nn.Conv2d, rows: Tensor) -> Tensor:
+    """A 1x1 convolution of tokens (B, r, W, C)."""
+    return linear(rows, layer.weight.flatten(1), layer.bias)
+
+
+def linear(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """rows (..., C) times `weight` (out, C), in the weight's type."""
+    return F.linear(rows if torch.is_autocast_enabled(rows.device.type) else rows.to(weight.dtype), weight, bias)
+
+
+def like(x: Tensor, layer: nn.Module) -> Tensor:
+    """x in the type that `layer` works in: the transforms' weights may be narrower than the maps between them."""
+    return x if torch.is_autocast_enabled(x.device.type) else x.to(layer.weight.dtype)
+
+
+def convolution(layer: nn.Conv2d, x: Tensor, finish: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+    """`finish`(layer(x)) of a map (B, C, H, W) of any stride, in stripes of its output."""
+    kernel, stride, padding = layer.kernel_size[0], layer.stride[0], layer.padding[0]
+    tokens, height = to_tokens(x), x.shape[2]
+    out, rows = None, (height + 2 * padding - kernel) // stride + 1
+    for top, bottom in cut(tokens, rows):
+        first, last = top * stride - padding, (bottom - 1) * stride - padding + kernel
+        border = max(0, -first), max(0, last - height)
+        result = convolve(layer, tokens[:, max(0, first) : min(last, height)].contiguous(), border)
+        result = (finish(result) if finish else result).to(x.dtype)
+        out = _put(out, result, rows, top, bottom)
+    return to_map(out)
+
+
+def deconvolution(layer: nn.ConvTranspose2d, x: Tensor) -> Tensor:
+    """layer(x) for a transposed convolution of a map (B, C, H, W) that multiplies its size by its stride."""
+    stride, halo = layer.stride[0], layer.kernel_size[0] // 2  # more rows than it reads, on the safe side
+    tokens, height, out = to_tokens(x), x.shape[2], None
+    for top, bottom in cut(tokens, height):
+        first, last = max(0, top - halo), min(height, bottom + halo)
+        rows = tokens[:, first:last].contiguous()
+        result = to_tokens(layer(to_map(like(rows, layer)))).to(x.dtype)
+        top, bottom, first = top * stride, bottom * stride, first * stride
+        out = _put(out, result[:, top - first : bottom - first], height * stride, top, bottom)
+    return to_map(out)
+
+
+def _put(out: Tensor | None, result: Tensor, rows: int, top: int, bottom: int) -> Tensor:
+    """`result` as rows top..bottom of `out`, which is made when it is not there and result is not all of it."""
+    if out is None and bottom - top == rows:
+        return result
+    if out is None:
+        out = result.new_empty(len(result), rows, *result.shape[2:])
+    out[:, top:bottom] = result
+    return out
