@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from compressai.layers import (
     AttentionBlock,
     ResidualBlock,
@@ -30,6 +31,30 @@ from torch import Tensor, nn
 from models.base import SliceCompressionModel, recorded
 from models.layers.attention import PlainSwinBlock, to_map, to_tokens
 from models.layers.convolution import SliceTransform, conv
+
+
+class StridedPoints(nn.Conv2d):
+    """A 1x1 convolution of every `stride`-th position.
+
+    torch computes the same, but oneDNN 3.13 writes past the end of the gradient of such a layer's weights where fewer
+    than 16 channels, those of an image for example, lie side by side in memory.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
+        super().__init__(in_channels, out_channels, 1, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, in_channels, H, W) -> (B, out_channels, H / stride, W / stride)."""
+        rows, columns = self.stride
+        return F.conv2d(x[..., ::rows, ::columns], self.weight, self.bias)
+
+
+class StridedBlock(ResidualBlockWithStride):
+    """CompressAI's block to half the resolution."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(in_channels, out_channels, 2)
+        self.skip = StridedPoints(in_channels, out_channels, 2)
 
 
 class MixtureBlock(nn.Module):
@@ -124,7 +149,7 @@ class TCM(SliceCompressionModel):
     def build_hyper_prior(self, N: int, M: int, hyper_channels: int, head_dim: int, window: int) -> None:
         """h_a and the two hyper-synthesis transforms."""
         self.h_a = SliceTransform(
-            ResidualBlockWithStride(M, 2 * N, 2),
+            StridedBlock(M, 2 * N),
             *mixture_pair(N, head_dim, window),
             conv3x3(2 * N, hyper_channels, 2),
         )
@@ -152,7 +177,7 @@ def analysis_transform(N: int, M: int, head_dims: Sequence[int], window: int) ->
     """g_a: (B, 3, H, W) -> (B, M, H/16, W/16)."""
     layers, before = [], 3
     for head_dim in head_dims:
-        layers += [ResidualBlockWithStride(before, 2 * N, 2), *mixture_pair(N, head_dim, window)]
+        layers += [StridedBlock(before, 2 * N), *mixture_pair(N, head_dim, window)]
         before = 2 * N
     return SliceTransform(*layers, conv3x3(2 * N, M, 2))
 
