@@ -33,7 +33,7 @@ def test_search_comes_within_a_percent(kind, low, high, share):
     trial = search(attempt, target)
     assert abs(trial.reached / target.value - 1) <= 0.01
     assert kind != "size" or trial.reached <= target.value
-    assert len(tried) <= 8
+    assert len(tried) <= 8 and trial.trials == len(tried)
 
 
 def test_a_jump_across_the_size_stays_below_it():

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -46,11 +46,12 @@ class Target:
 
 @dataclass(frozen=True)
 class Trial:
-    """A quality and what it came to: the file, and the value of the target's kind."""
+    """A quality and what it came to: the file, and the value of the target's kind; the best of so many trials."""
 
     quality: float
     data: bytes
     reached: float
+    trials: int = 1
 
 
 @torch.no_grad()
@@ -91,7 +92,7 @@ def search(attempt: Callable[[float], Trial], target: Target) -> Trial:
     rising = trials[0].reached < target.value
     trials.append(attempt(QUALITY_MAX if rising else QUALITY_MIN))
     if (trials[1].reached < target.value) == rising:
-        return at_the_end(trials[1], target)
+        return at_the_end(replace(trials[1], trials=2), target)
     low, high = sorted(trials, key=lambda trial: trial.quality)
     while not target.accepts(trials[-1].reached) and high.quality - low.quality > FINEST and len(trials) < MOST_TRIALS:
         trials.append(attempt(between(low, high, target, halve=len(trials) % 3 == 1)))
@@ -99,7 +100,8 @@ def search(attempt: Callable[[float], Trial], target: Target) -> Trial:
             low = trials[-1]
         else:
             high = trials[-1]
-    return min(trials, key=lambda trial: target.distance(trial.reached))
+    best = min(trials, key=lambda trial: target.distance(trial.reached))
+    return replace(best, trials=len(trials))
 
 
 def between(low: Trial, high: Trial, target: Target, halve: bool) -> float:

@@ -1,0 +1,137 @@
+"""How close files come to a wanted size, rate or PSNR (compress_and_decompress.py --target-*), and in how many trials.
+
+    python scripts/measure_targets.py --data assets/samples
+    python scripts/measure_targets.py --data kodak --checkpoint runs/small/best.pt --quality 10 50 90 --json
+
+What is asked for is within each image's reach: the mean of what the model gives at a quality and at the next whole one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from models import load_model  # noqa: E402
+from models.base import SliceCompressionModel  # noqa: E402
+from utils.cli import UserError, run_program  # noqa: E402
+from utils.codec import compress_image, decompress_image  # noqa: E402
+from utils.images import find_images, read_image, to_tensor  # noqa: E402
+from utils.metrics import bpp, psnr, quantise_8_bit  # noqa: E402
+from utils.results import to_json  # noqa: E402
+from utils.tables import format_table  # noqa: E402
+from utils.targets import KINDS, Target, compress_to_target  # noqa: E402
+
+DEFAULT_CHECKPOINT = Path(__file__).parent.parent / "assets" / "dcae-small.pt"
+UNITS = {"bpp": "bpp", "size": "bytes", "psnr": "dB"}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One search: what was asked and reached (bpp, bytes or dB), the quality found, and the trials it took."""
+
+    image: str
+    kind: str
+    asked: float
+    reached: float
+    quality: float
+    trials: int
+
+    @property
+    def off_percent(self) -> float:
+        return 100 * abs(self.reached / self.asked - 1)
+
+
+def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    add = parser.add_argument
+    add("--data", type=Path, required=True, metavar="DIR", help="folder of images, or one image")
+    add("--checkpoint", type=Path, default=DEFAULT_CHECKPOINT, metavar="FILE", help="default: the one in assets")
+    add("--quality", nargs="+", type=float, default=[15, 45, 80], metavar="Q", help="where targets lie (15 45 80)")
+    add("--arithmetic", choices=("fp64", "fp32"), default="fp64", help="default: fp64, as in portable files")
+    add("--json", action="store_true", help="print every search as JSON instead of the tables")
+    add("--debug", action="store_true", help="show where an error happened")
+    args = parser.parse_args(argv)
+    for quality in args.quality:
+        if not 1 <= quality <= 99:
+            raise UserError(f"--quality {quality:g}: has to be within 1..99")
+    return args
+
+
+def targets_near(model: SliceCompressionModel, x: torch.Tensor, quality: float, arithmetic: str) -> list[Target]:
+    """A target of each kind that image x (1, 3, H, W) in [0, 1] meets between this quality and the next whole one."""
+    sizes, decibels = [], []
+    for level in (quality, quality + 1):
+        data = compress_image(model, x, level, arithmetic)
+        sizes.append(len(data))
+        decibels.append(psnr(quantise_8_bit(decompress_image(model, data)), x))
+    size = round(sum(sizes) / 2)
+    values = {"bpp": bpp(8 * size, *x.shape[-2:]), "size": size, "psnr": sum(decibels) / 2}
+    return [Target(kind, values[kind]) for kind in KINDS]
+
+
+def measure_image(model: SliceCompressionModel, path: Path, args: argparse.Namespace) -> list[Outcome]:
+    """Every target of one image."""
+    x = to_tensor(read_image(path)[0])
+    outcomes = []
+    for target in (target for quality in args.quality for target in targets_near(model, x, quality, args.arithmetic)):
+        trial = compress_to_target(model, x, target, args.arithmetic)
+        found = target.kind, target.value, trial.reached, trial.quality, trial.trials
+        outcomes.append(Outcome(path.name, *found))
+    return outcomes
+
+
+def format_outcomes(outcomes: Sequence[Outcome]) -> str:
+    """A row a search."""
+    header = ("image", "unit", "asked", "reached", "off %", "quality", "trials")
+    rows = [
+        (
+            o.image,
+            UNITS[o.kind],
+            *(f"{value:.6g}" for value in (o.asked, o.reached, round(o.off_percent, 3), o.quality, o.trials)),
+        )
+        for o in outcomes
+    ]
+    return format_table(header, rows)
+
+
+def format_spread(outcomes: Sequence[Outcome]) -> str:
+    """A row a kind of target: |reached - asked| in percent and in its unit, sizes that were exceeded, and trials."""
+    rows = []
+    for kind in KINDS:
+        group = [outcome for outcome in outcomes if outcome.kind == kind]
+        percent, trials = [o.off_percent for o in group], [o.trials for o in group]
+        largest = max(abs(o.reached - o.asked) for o in group)
+        above = sum(o.reached > o.asked for o in group)
+        spread = [f"{value:.3f}" for value in (statistics.median(percent), max(percent))]
+        tried = f"{statistics.mean(trials):.1f}", str(max(trials))
+        rows.append((kind, str(len(group)), *spread, f"{largest:.4g} {UNITS[kind]}", str(above), *tried))
+    header = ("target", "searches", "median off %", "largest off %", "largest", "above", "mean trials", "most")
+    return format_table(header, rows)
+
+
+def main(argv: Sequence[str]) -> None:
+    args = parse_arguments(argv)
+    if not args.checkpoint.is_file():
+        raise UserError(f"--checkpoint {args.checkpoint}: there is no such file")
+    model = load_model(args.checkpoint)
+    if not model.variable_rate:
+        raise UserError(f"--checkpoint {args.checkpoint}: has one quality only; name a variable-rate model")
+    images = tqdm(find_images(args.data), unit="image", disable=None)
+    outcomes = [outcome for path in images for outcome in measure_image(model, path, args)]
+    if args.json:
+        print(to_json([asdict(outcome) for outcome in outcomes]))
+    else:
+        print(format_outcomes(outcomes), format_spread(outcomes), sep="\n\n")
+
+
+if __name__ == "__main__":
+    run_program(main)
