@@ -5,7 +5,8 @@
 
 JPEG, WebP, JPEG 2000 and AVIF come with Pillow; JPEG XL (cjxl), HEVC (heif-enc), BPG (bpgenc) and VVC (VTM's
 EncoderApp) are measured if their programs are on the PATH. Bytes are those of whole files, distortion is of 8-bit
-pixels, as for the models. Each codec is a file in --output and a table on stdout.
+pixels, as for the models. Times are processor time, which other work on the machine hardly changes; codecs that can
+choose use one thread. Each codec is a file in --output and a table on stdout.
 """
 
 from __future__ import annotations
@@ -13,12 +14,13 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import platform
+import resource
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -28,14 +30,14 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from utils.classical_codecs import CODECS, Codec  # noqa: E402
 from utils.cli import UserError, run_program  # noqa: E402
-from utils.evaluation import QUANTITIES, Record, average, distortion, timed  # noqa: E402
+from utils.evaluation import QUANTITIES, Record, average, distortion  # noqa: E402
 from utils.files import require_writable  # noqa: E402
 from utils.images import find_images, read_image, to_tensor  # noqa: E402
 from utils.metrics import bpp  # noqa: E402
 from utils.results import make_results, write_results  # noqa: E402
 from utils.tables import format_number, format_table  # noqa: E402
 
-CPU = torch.device("cpu")
+Result = TypeVar("Result")
 
 
 def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
@@ -45,7 +47,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     add("--output", type=Path, required=True, metavar="DIR", help="where the results go, a JSON file a codec")
     add("--codecs", nargs="+", choices=CODECS, help="default: all that are there")
     add("--settings", nargs="+", type=float, metavar="S", help="qualities or what the codec has instead")
-    add("--processes", type=int, default=1, metavar="N", help="images at once; times are best measured with 1")
+    add("--processes", type=int, default=1, metavar="N", help="images at once")
     add("--recursive", action="store_true", help="also the images in the folders below --data")
     add("--debug", action="store_true", help="show where an error happened")
     args = parser.parse_args(argv)
@@ -65,11 +67,24 @@ def choose_codecs(names: Sequence[str] | None) -> list[Codec]:
     return [codec for codec in CODECS.values() if codec.name in (names or CODECS) and not codec.missing()]
 
 
+def timed(function: Callable[[], Result]) -> tuple[Result, float]:
+    """What `function` returns, and milliseconds of processor time, those of programs that it ran included."""
+    start = processor_seconds()
+    result = function()
+    return result, 1000 * (processor_seconds() - start)
+
+
+def processor_seconds() -> float:
+    """What this process and the programs it has run to their end have used so far."""
+    usages = map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
+
+
 def measure(codec: Codec, setting: float, pixels: np.ndarray) -> Record:
     """Record (see utils/evaluation.py) of one image, uint8 (H, W, 3), without its name."""
     try:
-        data, encode_ms = timed(lambda: codec.encode(pixels, setting), CPU)
-        decoded, decode_ms = timed(lambda: codec.decode(data, pixels.shape), CPU)
+        data, encode_ms = timed(lambda: codec.encode(pixels, setting))
+        decoded, decode_ms = timed(lambda: codec.decode(data, pixels.shape))
     except (OSError, ValueError, TypeError) as error:  # what libraries raise for settings and sizes they cannot do
         raise UserError(f"{codec.name}, {codec.setting_name} {setting:g}: {error}") from error
     if decoded.shape != pixels.shape:
@@ -102,14 +117,14 @@ def measure_codec(codec: Codec, settings: Sequence[float], images: Sequence[Path
         return list(bar(pool.map(work, jobs)))
 
 
-def make_point(codec: Codec, setting: float, records: Sequence[Record], processes: int) -> dict[str, Any]:
+def make_point(codec: Codec, setting: float, records: Sequence[Record]) -> dict[str, Any]:
     """An entry of "points" in utils/results.py; of each image only what was measured, for a smaller file."""
     return {
         "label": f"{codec.setting_name} {setting:g}",
         "model": codec.name,
         "quality": setting,
         "rate": "real",
-        "device": f"{platform.machine()} CPU, {processes} process{'es' if processes > 1 else ''}",
+        "device": f"{platform.machine()} CPU, processor time",
         "average": average(records),
         "images": [{key: value for key, value in record.items() if value is not None} for record in records],
         "failed": [],
@@ -139,7 +154,7 @@ def main(argv: Sequence[str]) -> None:
         settings = args.settings or codec.settings
         records = measure_codec(codec, settings, images, root, args.processes)
         groups = [records[i * len(images) : (i + 1) * len(images)] for i in range(len(settings))]
-        points = [make_point(codec, setting, group, args.processes) for setting, group in zip(settings, groups)]
+        points = [make_point(codec, setting, group) for setting, group in zip(settings, groups)]
         curve = make_curve(codec, points, args.data.resolve().name)
         write_results(args.output / f"{codec.name}.json", curve)
         print(f"{curve['description']}; {len(images)} images, {points[0]['device']}")

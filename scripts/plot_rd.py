@@ -2,6 +2,7 @@
 
     python scripts/plot_rd.py --figure 4 --output figure4.pdf
     python scripts/plot_rd.py --figure 4 Ours=out/results.json --output figure4.png   # with a curve of your own
+    python scripts/plot_rd.py --figure codecs kodak/dcae-small --output codecs.png    # among codecs in daily use
     python scripts/plot_rd.py kodak/vtm kodak/dcae out/results.json --metric ms-ssim --output rd.svg
     python scripts/plot_rd.py --list
 
@@ -23,12 +24,12 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from utils.cli import UserError, run_program  # noqa: E402
 from utils.files import require_writable  # noqa: E402
 from utils.plots import check_format, plot_curves, save_figure  # noqa: E402
-from utils.rd_curves import METRICS, SETS, describe_curves, load_curve  # noqa: E402
+from utils.rd_curves import METRICS, SETS, describe_curves, load_curve, metrics_of  # noqa: E402
 
 
 @dataclass(frozen=True)
 class Preset:
-    """A figure of the paper: curves of results/`data` in order of the legend, and the range of its rate axis."""
+    """A figure: curves of results/`data` in order of the legend, and the range of its rate axis."""
 
     data: str
     curves: tuple[str, ...]
@@ -39,10 +40,15 @@ class Preset:
     def title(self) -> str:
         return SETS[self.data]
 
+    @property
+    def names(self) -> list[str]:
+        return [f"{self.data}/{name}" for name in self.curves]
+
 
 LEARNED = ("dcae", "mlic++", "cca", "tcm-large")
 LATER = ("hpcm-large", "hpcm-base")  # published after the paper
 SMALLER = ("tcm-middle", "tcm-small")
+MEASURED = ("avif", "webp", "jpeg2000", "jpeg-444", "jpeg-420")  # by bench_codecs.py
 FIGURES = {
     "4": Preset("kodak", (*LEARNED, "elic", "vtm"), (0.05, 1.0)),
     "5": Preset("clic", (*LEARNED, "vtm-12.1"), (0.05, 0.7)),
@@ -60,6 +66,9 @@ FIGURES = {
         (0.05, 1.0),
         "ms-ssim",
     ),
+    "codecs": Preset(
+        "kodak", ("dcae", "tcm-large", "vtm", "bpg-444", *(f"measured/{name}" for name in MEASURED)), (0, 1.6)
+    ),
 }
 
 
@@ -67,8 +76,8 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     add = parser.add_argument
     add("curves", nargs="*", metavar="CURVE", help="name in results/ or JSON file, or NAME=either")
-    add("--figure", choices=FIGURES, help="of the paper; curves that are named as well come on top")
-    add("--metric", choices=METRICS, help="default: the figure's, or psnr")
+    add("--figure", choices=FIGURES, help="of the paper, or codecs; curves that are named as well come on top")
+    add("--metric", choices=METRICS, help="default: the figure's, or psnr; curves of a figure without it are left out")
     add("--output", type=Path, metavar="FILE", help=".png, .svg or .pdf")
     add("--bpp", nargs=2, type=float, metavar=("LOW", "HIGH"), help="range of the rate axis")
     add("--title", help="default: the figure's, or none")
@@ -95,7 +104,7 @@ def check_arguments(args: argparse.Namespace) -> None:
 def describe_figures() -> str:
     """A line a figure: its metric and curves."""
     return "\n".join(
-        f"figure {name:2}  {METRICS[preset.metric]} {preset.data}: {' '.join(preset.curves)}"
+        f"figure {name:6}  {METRICS[preset.metric]} {preset.data}: {' '.join(preset.curves)}"
         for name, preset in FIGURES.items()
     )
 
@@ -107,7 +116,7 @@ def main(argv: Sequence[str]) -> None:
         return
     preset = FIGURES.get(args.figure)
     metric = args.metric or (preset.metric if preset else "psnr")
-    published = [f"{preset.data}/{name}" for name in preset.curves] if preset else []
+    published = [name for name in preset.names if metric in metrics_of(name)] if preset else []
     curves = [load_curve(reference, metric) for reference in (*args.curves, *published)]
     for note in (note for curve in curves for note in curve.notes):
         print(f"warning: {note}", file=sys.stderr)

@@ -1,7 +1,7 @@
 """Rate over speed, the paper's Figure 1: BD-rate against VTM over the latency of an image; left and up is better.
 
     python scripts/rate_speed.py --output figure1.pdf
-    python scripts/rate_speed.py --output figure1.png --add Ours=out/results.json kodak_codecs/avif --latency decode
+    python scripts/rate_speed.py --output figure1.png --add Ours=out/results.json kodak/measured/avif --latency decode
 
 The paper's numbers are those of its Table 1 (results/paper_table1.json). A curve that is added (eval.py --real and
 bench_codecs.py write the times that are needed) has the mean time of its points, and its BD-rate is computed.
@@ -22,11 +22,12 @@ from utils.bd_rate import compare  # noqa: E402
 from utils.cli import UserError, run_program  # noqa: E402
 from utils.files import require_writable  # noqa: E402
 from utils.plots import MARKERS, check_format, new_figure, save_figure  # noqa: E402
-from utils.rd_curves import RESULTS, SETS, load_curve, resolve  # noqa: E402
+from utils.rd_curves import RESULTS, SETS, load_curve, mean_seconds, resolve  # noqa: E402
 from utils.results import read_results  # noqa: E402
 from utils.tables import format_table  # noqa: E402
 
 TABLE = RESULTS / "paper_table1.json"
+PAPER = "paper's Table 1, on a GPU"
 ANCHORS = {"kodak": "kodak/vtm", "clic": "clic/vtm-12.1"}
 LATENCIES = {"total": ("encoding_time", "decoding_time"), "encode": ("encoding_time",), "decode": ("decoding_time",)}
 
@@ -63,7 +64,7 @@ def published(latency: str, data: str) -> list[Codec]:
     """The models of the paper's Table 1 that have both numbers."""
     rows = json.loads(TABLE.read_text(encoding="utf-8"))["models"]
     pairs = [(row["name"], row["latency_ms"][latency], row["bd_rate_percent"][data]) for row in rows]
-    return [Codec(*pair, "paper's Table 1") for pair in pairs if None not in pair]
+    return [Codec(*pair, PAPER) for pair in pairs if None not in pair]
 
 
 def measured(reference: str, latency: str, anchor: str) -> Codec:
@@ -76,27 +77,32 @@ def measured(reference: str, latency: str, anchor: str) -> Codec:
         raise UserError(f"--add {reference}: has no BD-rate against {anchor}")
     devices = dict.fromkeys(point.get("device") for point in content.get("points", []))
     origin = ", ".join(device for device in devices if device) or "its file"
-    return Codec(curve.name, mean_latency(reference, content["results"], latency), comparison.rate_percent, origin)
+    return Codec(curve.name, mean_latency(reference, latency), comparison.rate_percent, origin)
 
 
-def mean_latency(reference: str, columns: dict[str, list], latency: str) -> float:
+def mean_latency(reference: str, latency: str) -> float:
     """Milliseconds an image, mean over the points of a results.json. Raises UserError where it has no times."""
-    times = [columns.get(name, [None]) for name in LATENCIES[latency]]
-    if any(time is None for column in times for time in column):
+    seconds = [mean_seconds(reference, column) for column in LATENCIES[latency]]
+    if None in seconds:
         raise UserError(f"--add {reference}: has no {' and '.join(LATENCIES[latency])}; eval.py --real measures them")
-    return sum(1000 * sum(column) / len(column) for column in times)
+    return 1000 * sum(seconds)
 
 
 def draw(codecs: Sequence[Codec], latency: str, data: str, output: Path) -> None:
-    """The figure: latency on a logarithmic axis, fewer bits upwards."""
-    figure, axes = new_figure(SETS[data], f"latency, {latency} (ms)", "BD-rate against VTM (%)", (7, 5))
+    """The figure: latency on a logarithmic axis, fewer bits upwards; beside it what each mark is."""
+    from matplotlib.ticker import LogLocator, NullFormatter  # here, because it takes a second
+
+    figure, axes = new_figure(SETS[data], f"latency, {latency} (ms)", "BD-rate against VTM (%)", (8, 5))
     for codec, marker in zip(codecs, MARKERS * len(codecs)):
-        place = (codec.latency_ms, codec.rate_percent)
-        axes.plot(*place, marker, markersize=8)
-        axes.annotate(codec.name, place, xytext=(7, 5), textcoords="offset points", fontsize="small")
+        label = codec.name if codec.origin == PAPER else f"{codec.name}\n({codec.origin})"
+        axes.plot(codec.latency_ms, codec.rate_percent, marker, markersize=8, label=label)
     axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.invert_yaxis()
-    axes.margins(0.15)
+    axes.margins(0.1)
+    figure.legend(loc="outside right upper", fontsize="small")
     save_figure(figure, output)
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from scripts import bd_rate, bench_codecs, plot_rd, rate_speed
+from scripts import bd_rate, bench_codecs, plot_rd, rate_speed, rd_table
 from tests.toys import toy_image
 from utils.bd_rate import METHODS, compare
 from utils.classical_codecs import PILLOW_CODECS
@@ -124,6 +124,31 @@ def test_bd_rate_refuses(arguments, message):
         bd_rate.main(arguments)
 
 
+# The table of a model against codecs
+
+
+def test_rd_table_is_markdown_with_sources(tmp_path, capsys):
+    path = tmp_path / "table.md"
+    rd_table.main(["kodak/dcae", "--against", "kodak/vtm", "kodak/jpeg", "--output", str(path), "--at", "34"])
+    lines = path.read_text().splitlines()
+    cells = {
+        line.split("|")[1].strip(): [cell.strip() for cell in line.split("|")[2:-1]] for line in lines if "|" in line
+    }
+    assert cells["VTM"][0] == "-17.0" and cells["VTM"][1] == ""  # no MS-SSIM was published
+    assert cells["VTM"][2] == "29.2 to 37.9" and cells["VTM"][4:] == ["", ""]
+    assert float(cells["JPEG"][0]) < -60
+    assert 0.292 < float(cells["DCAE"][3]) < 0.426  # the rates of its points around 34 dB
+    assert "- VTM: CompressAI repository, results/image/kodak/vtm.json" in lines
+    assert capsys.readouterr().out.splitlines() == lines[: lines.index("Sources:") - 1]
+
+
+def test_rd_table_has_both_metrics_and_seconds(capsys):
+    rd_table.main(["kodak/measured/avif", "--against", "kodak/vtm", "kodak/measured/jpeg-420"])
+    vtm, jpeg = (line.split("|")[2:-1] for line in capsys.readouterr().out.splitlines()[-2:])
+    assert all(float(cell) > 0 for cell in vtm[:2]) and all(float(cell) < -30 for cell in jpeg[:2])
+    assert all(0 < float(cell) < 1 for cell in jpeg[-2:])
+
+
 # Reading curves
 
 
@@ -157,7 +182,7 @@ def test_what_is_no_curve_is_named(tmp_path, text):
 @pytest.mark.parametrize("name", plot_rd.FIGURES)
 def test_figures_have_their_curves(name):
     preset = plot_rd.FIGURES[name]
-    curves = [load_curve(f"{preset.data}/{stem}", preset.metric) for stem in preset.curves]
+    curves = [load_curve(name, preset.metric) for name in preset.names]
     assert len({curve.name for curve in curves}) == len(curves) >= 4
 
 
@@ -168,6 +193,12 @@ def test_a_figure_is_drawn(tmp_path, capsys):
     assert "Mine, DCAE" in capsys.readouterr().out
     pixels = np.asarray(Image.open(path).convert("RGB"))
     assert pixels.shape[0] > 500 and len(np.unique(pixels.reshape(-1, 3), axis=0)) > 100
+
+
+def test_a_figure_in_the_other_metric_has_fewer_curves(tmp_path, capsys):
+    plot_rd.main(["--figure", "codecs", "--metric", "ms-ssim", "--output", str(tmp_path / "figure.png")])
+    drawn = capsys.readouterr().out
+    assert "VTM" in drawn and "AVIF" in drawn and "DCAE" not in drawn
 
 
 @pytest.mark.parametrize("suffix", FORMATS)

@@ -99,6 +99,6 @@ PILLOW_CODECS = (
         {"irreversible": True, "mct": 1, "quality_mode": "rates"},  # mct: Pillow leaves R, G and B apart by default
     ),
     PillowCodec(*("avif", "AVIF"), *AVIF, (10, 22, 34, 45, 56, 66, 75, 82), AVIF_DEFAULT),
-    PillowCodec(*("avif-best", "AVIF, best effort"), *AVIF, (8, 15, 22, 30, 40, 50, 60, 68), AVIF_BEST),
+    PillowCodec(*("avif-best", "AVIF, best effort"), *AVIF, (8, 18, 30, 44, 60), AVIF_BEST),
 )
 CODECS: dict[str, Codec] = {codec.name: codec for codec in (*PILLOW_CODECS, *PROGRAM_CODECS)}

@@ -39,7 +39,7 @@ def new_figure(title: str, x_label: str, y_label: str, size: tuple[float, float]
 
 
 def draw_curves(axes: Axes, curves: Sequence[Curve]) -> None:
-    """Draw each curve in a colour of its own, the first one on top; classical codecs are dashed."""
+    """Draw each curve in a colour of its own, the first one thicker and on top; classical codecs are dashed."""
     from matplotlib import colormaps
 
     colours = colormaps["tab20" if len(curves) > 10 else "tab10"].colors
@@ -50,7 +50,7 @@ def draw_curves(axes: Axes, curves: Sequence[Curve]) -> None:
             CLASSICAL_STYLE if curve.kind == "classical" else OTHER_STYLE,
             marker=MARKERS[number % len(MARKERS)],
             markersize=4,
-            linewidth=1.3,
+            linewidth=1.3 if number else 2.2,
             color=colours[number % len(colours)],
             label=curve.name,
             zorder=3 + (len(curves) - number) / len(curves),

@@ -62,6 +62,12 @@ def load_curve(reference: str, metric: str = "psnr") -> Curve:
     return _rising(replace(curve, notes=notes), sorted(points))
 
 
+def mean_seconds(reference: str, column: str) -> float | None:
+    """Mean of "encoding_time" or "decoding_time" over the points, in seconds an image; None where it is not given."""
+    times = read_results(resolve(reference)[1])["results"].get(column) or [None]
+    return None if None in times else sum(times) / len(times)
+
+
 def resolve(reference: str) -> tuple[str | None, Path]:
     """(label or None, file) of "kodak/vtm", of a path, or of either as "label=...". Raises UserError if not there."""
     label, separator, rest = reference.partition("=")
@@ -93,12 +99,14 @@ def _name_if_curve(path: Path) -> str | None:
 
 def describe_curves() -> str:
     """A line a curve in results/: its name, metrics and source."""
-    lines = []
-    for name in known_curves():
-        content = read_results(RESULTS / f"{name}.json")
-        metrics = [metric for metric, keys in COLUMNS.items() if any(key in content["results"] for key in keys)]
-        lines.append(f"{name:32} {' '.join(metrics):13} {content.get('source', '')}".rstrip())
-    return "\n".join(lines)
+    sources = {name: read_results(RESULTS / f"{name}.json").get("source", "") for name in known_curves()}
+    return "\n".join(f"{name:32} {' '.join(metrics_of(name)):13} {source}".rstrip() for name, source in sources.items())
+
+
+def metrics_of(reference: str) -> list[str]:
+    """Those of METRICS that a curve's file has a column of. Raises UserError where there is no such file."""
+    columns = read_results(resolve(reference)[1])["results"]
+    return [metric for metric, keys in COLUMNS.items() if any(key in columns for key in keys)]
 
 
 def _points(content: dict[str, Any], metric: str, path: Path) -> list[tuple[float | None, float | None]]:

@@ -1,4 +1,4 @@
-"""Text tables for a terminal."""
+"""Text tables, for a terminal and for Markdown."""
 
 from __future__ import annotations
 
@@ -20,3 +20,9 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[str]], footer: S
     if footer:
         text.insert(-1, rule)
     return "\n".join(text)
+
+
+def format_markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """The same as a Markdown table, the first column to the left and the others to the right."""
+    rule = [":--", *("--:" for _ in header[1:])]
+    return "\n".join(f"| {' | '.join(line)} |" for line in (header, rule, *rows))
