@@ -97,7 +97,8 @@ def draw(codecs: Sequence[Codec], latency: str, data: str, output: Path) -> None
         label = codec.name if codec.origin == PAPER else f"{codec.name}\n({codec.origin})"
         axes.plot(codec.latency_ms, codec.rate_percent, marker, markersize=8, label=label)
     axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+    latencies = [codec.latency_ms for codec in codecs]
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5) if max(latencies) < 20 * min(latencies) else (1,)))
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.invert_yaxis()
