@@ -3,7 +3,7 @@
     python scripts/measure_targets.py --data assets/samples
     python scripts/measure_targets.py --data kodak --checkpoint runs/small/best.pt --quality 10 50 90 --json
 
-What is asked for is within each image's reach: the mean of what the model gives at a quality and at the next whole one.
+What is asked for is within each image's reach: what the model gives at the qualities of --quality.
 """
 
 from __future__ import annotations
@@ -55,34 +55,29 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     add = parser.add_argument
     add("--data", type=Path, required=True, metavar="DIR", help="folder of images, or one image")
     add("--checkpoint", type=Path, default=DEFAULT_CHECKPOINT, metavar="FILE", help="default: the one in assets")
-    add("--quality", nargs="+", type=float, default=[15, 45, 80], metavar="Q", help="where targets lie (15 45 80)")
+    add("--quality", nargs="+", type=float, default=[15, 45, 80], metavar="Q", help="default: 15 45 80")
     add("--arithmetic", choices=("fp64", "fp32"), default="fp64", help="default: fp64, as in portable files")
     add("--json", action="store_true", help="print every search as JSON instead of the tables")
     add("--debug", action="store_true", help="show where an error happened")
     args = parser.parse_args(argv)
     for quality in args.quality:
-        if not 1 <= quality <= 99:
-            raise UserError(f"--quality {quality:g}: has to be within 1..99")
+        if not 1 <= quality <= 100:
+            raise UserError(f"--quality {quality:g}: has to be within 1..100")
     return args
 
 
-def targets_near(model: SliceCompressionModel, x: torch.Tensor, quality: float, arithmetic: str) -> list[Target]:
-    """A target of each kind that image x (1, 3, H, W) in [0, 1] meets between this quality and the next whole one."""
-    sizes, decibels = [], []
-    for level in (quality, quality + 1):
-        data = compress_image(model, x, level, arithmetic)
-        sizes.append(len(data))
-        decibels.append(psnr(quantise_8_bit(decompress_image(model, data)), x))
-    size = round(sum(sizes) / 2)
-    values = {"bpp": bpp(8 * size, *x.shape[-2:]), "size": size, "psnr": sum(decibels) / 2}
-    return [Target(kind, values[kind]) for kind in KINDS]
+def targets_at(model: SliceCompressionModel, x: torch.Tensor, quality: float, arithmetic: str) -> list[Target]:
+    """A target of each kind: what image x (1, 3, H, W) in [0, 1] comes to at a quality."""
+    data = compress_image(model, x, quality, arithmetic)
+    decibels = psnr(quantise_8_bit(decompress_image(model, data)), x)
+    return [Target("bpp", bpp(8 * len(data), *x.shape[-2:])), Target("size", len(data)), Target("psnr", decibels)]
 
 
 def measure_image(model: SliceCompressionModel, path: Path, args: argparse.Namespace) -> list[Outcome]:
     """Every target of one image."""
     x = to_tensor(read_image(path)[0])
     outcomes = []
-    for target in (target for quality in args.quality for target in targets_near(model, x, quality, args.arithmetic)):
+    for target in (target for quality in args.quality for target in targets_at(model, x, quality, args.arithmetic)):
         trial = compress_to_target(model, x, target, args.arithmetic)
         found = target.kind, target.value, trial.reached, trial.quality, trial.trials
         outcomes.append(Outcome(path.name, *found))

@@ -52,7 +52,7 @@ def test_the_table_holds_the_spread():
 
 
 def test_what_cannot_be_measured_is_refused(data, tmp_path):
-    with pytest.raises(UserError, match="--quality 100"):
-        measure_targets.main([f"--data={data}", "--quality", "100"])
+    with pytest.raises(UserError, match="--quality 101"):
+        measure_targets.main([f"--data={data}", "--quality", "101"])
     with pytest.raises(UserError, match="there is no such file"):
         measure_targets.main([f"--data={data}", f"--checkpoint={tmp_path / 'none.pt'}"])
