@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import re
 import shlex
 import signal
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,7 +23,7 @@ from utils.cli import UserError, run_program
 from utils.evaluation import average, evaluate_images
 from utils.images import to_uint8, write_png
 from utils.split import split_folder
-from utils.train_flags import check_flags, parse_arguments
+from utils.train_flags import check_flags, parse_arguments, settings
 
 TWO_STEPS = ("--batch-size", "2", "--max-steps", "2", "--val-every", "0")
 
@@ -181,7 +183,10 @@ def test_without_saving_nothing_is_written(photos, tmp_path, monkeypatch, capsys
     arguments = flags(photos, tmp_path, *TWO_STEPS, "--no-save")
     arguments.remove("--save_path"), arguments.remove(str(tmp_path))
     main(arguments)
-    assert not list(tmp_path.iterdir()) and "nothing was saved" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert not list(tmp_path.iterdir()) and "nothing was saved" in said
+    in_force = next(line for line in said.splitlines() if line.startswith("settings: "))
+    assert all(f" {name}=" in in_force for name in settings(parse_arguments(arguments)))
 
 
 def test_export_keeps_the_model(trained, tmp_path):
@@ -248,6 +253,21 @@ def test_published_commands_run(paper, photos, weights, tmp_path, capsys):
     said = capsys.readouterr().err
     assert checkpoint(tmp_path / "run")["model"]["name"].split("-")[0] == paper
     assert "with fresh optimizers" in said if file else "fresh weights" in said
+
+
+DOCUMENTATION = (Path(__file__).parent.parent / "docs" / "training.md").read_text()
+DOCUMENTED = [line for line in DOCUMENTATION.splitlines() if re.match(r"(python|torchrun \S+) train.py ", line)]
+
+
+@pytest.mark.parametrize("command", DOCUMENTED)
+def test_documented_commands_are_possible(command):
+    check_flags(parse_arguments(shlex.split(command.partition("train.py ")[2])))
+
+
+def test_documented_scalars_are_logged(trained):
+    table = DOCUMENTATION.split("| event `train` |")[1].split("\n\n")[0]
+    named = {name for row in table.splitlines()[2:] for name in re.findall(r"`(\w+)`", row.split("|")[1])}
+    assert named | {"event", "step"} == set(events(trained, "train")[0])
 
 
 # ---- what cannot be done -------------------------------------------------------------------------------------------
