@@ -18,6 +18,7 @@ import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -36,10 +37,12 @@ from utils.codec import (
 from utils.devices import choose_device
 from utils.files import atomic_write, require_writable
 from utils.images import find_images, read_image, to_tensor, to_uint8, write_png
-from utils.jobs import Job, Outcome, find_files, format_summary, gather, process_share, run_jobs, summarise
+from utils.inference import add_inference_flags, apply_inference_flags, bounded
+from utils.jobs import Job, Outcome, Stages, find_files, format_summary, gather, process_share, run_jobs, summarise
 from utils.reconstructions import output_names
 from utils.targets import KINDS, Target, compress_to_target
 
+Coded = tuple[Any, Outcome]  # what is written to a file, and what is said about it
 DEFAULT_CHECKPOINT = Path(__file__).parent / "assets" / "dcae-small.pt"
 
 
@@ -70,6 +73,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
         "--arithmetic", choices=("fp64", "fp32"), help="fp64: decodes on any machine (default); fp32: faster, here only"
     )
     add("--padding", choices=("zero", "replicate", "reflect"), default=DEFAULT_PADDING, help="what fills up the sides")
+    add_inference_flags(parser)
     add("--verify", action="store_true", help="decode each file after writing it, in another order of summation")
     add("--json", action="store_true", help="print the summary as JSON")
     add("--debug", action="store_true", help="show where an error happened")
@@ -130,26 +134,25 @@ def plan(args: argparse.Namespace) -> list[Job]:
     return [Job(str(name), source, args.save_path / target) for name, source, target in zip(names, sources, targets)]
 
 
-def compress(
-    job: Job, model: SliceCompressionModel, device: torch.device, args: argparse.Namespace, said: set
-) -> Outcome:
-    """One image to its file."""
-    pixels, notes = read_image(job.source)
+def compress(job: Job, content: tuple, model: SliceCompressionModel, args: argparse.Namespace, said: set) -> Coded:
+    """One image, as `read_image` gives it, to the bytes of its file."""
+    pixels, notes = content
     say_once(job, notes, said)
     start = time.perf_counter()
     arithmetic = "published" if args.format == "official" else args.arithmetic or "fp64"
-    x, quality = to_tensor(pixels).to(device), args.quality
-    if args.target:
-        trial = compress_to_target(model, x, args.target, arithmetic, args.padding)
-        data, quality = trial.data, trial.quality
-    else:
-        data = compress_image(model, x, quality, arithmetic, args.padding)
+    x, quality = to_tensor(pixels).to(args.device), args.quality
+    with bounded(model, *pixels.shape[:2], arithmetic):
+        if args.target:
+            trial = compress_to_target(model, x, args.target, arithmetic, args.padding)
+            data, quality = trial.data, trial.quality
+        else:
+            data = compress_image(model, x, quality, arithmetic, args.padding)
     milliseconds = 1000 * (time.perf_counter() - start)
-    with atomic_write(job.target) as file:
-        file.write(data)
+    coded = data, Outcome(job.name, "done", pixels.shape[0] * pixels.shape[1], len(data), milliseconds, quality)
     if args.verify:
+        write_bytes(job, coded)
         verify(job, model)
-    return Outcome(job.name, "done", pixels.shape[0] * pixels.shape[1], len(data), milliseconds, quality)
+    return coded
 
 
 def verify(job: Job, model: SliceCompressionModel) -> None:
@@ -160,19 +163,28 @@ def verify(job: Job, model: SliceCompressionModel) -> None:
         raise UserError(f"{job.target}: written, but --verify failed: {error}") from error
 
 
-def decompress(
-    job: Job, model: SliceCompressionModel, device: torch.device, args: argparse.Namespace, said: set
-) -> Outcome:
-    """One file to its image."""
-    data = job.source.read_bytes()
-    written = foreign_environment(data, device.type)
+def write_bytes(job: Job, coded: Coded) -> Outcome:
+    """A coded image to its file."""
+    with atomic_write(job.target) as file:
+        file.write(coded[0])
+    return coded[1]
+
+
+def decompress(job: Job, data: bytes, model: SliceCompressionModel, args: argparse.Namespace, said: set) -> Coded:
+    """One file to its pixels."""
+    written = foreign_environment(data, args.device.type)
     if written:
         say_once(job, [f"written by {written}; decoding it elsewhere may fail"], said)
     start = time.perf_counter()
     pixels = to_uint8(decompress_image(model, data))
     milliseconds = 1000 * (time.perf_counter() - start)
-    write_png(job.target, pixels)
-    return Outcome(job.name, "done", pixels.shape[0] * pixels.shape[1], len(data), milliseconds)
+    return pixels, Outcome(job.name, "done", pixels.shape[0] * pixels.shape[1], len(data), milliseconds)
+
+
+def write_image(job: Job, decoded: Coded) -> Outcome:
+    """Pixels to their PNG."""
+    write_png(job.target, decoded[0])
+    return decoded[1]
 
 
 def say_once(job: Job, notes: Sequence[str], said: set) -> None:
@@ -197,10 +209,14 @@ def main(argv: Sequence[str]) -> int:
         args.quality = check_quality(model, args.quality)
         if args.target and not model.variable_rate:
             raise UserError(f"--target-{args.target.kind}: this model has one quality; use a variable-rate model")
-    work = partial(
-        {"compress": compress, "decompress": decompress}[args.mode], model=model, device=device, args=args, said=set()
-    )
-    outcomes = gather(run_jobs(jobs, work, args.overwrite, args.mode))
+    apply_inference_flags(model, args)
+    args.device, known = device, {"model": model, "args": args, "said": set()}
+    if args.mode == "compress":
+        write = (lambda job, coded: coded[1]) if args.verify else write_bytes  # to verify, `compress` wrote it
+        stages = Stages(lambda job: read_image(job.source), partial(compress, **known), write)
+    else:
+        stages = Stages(lambda job: job.source.read_bytes(), partial(decompress, **known), write_image)
+    outcomes = gather(run_jobs(jobs, stages, args.overwrite, args.mode))
     if outcomes is None:
         return 0
     summary = summarise(outcomes)

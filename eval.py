@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from utils.curve import Point, Report, evaluate_point, plan_points
 from utils.devices import choose_device
 from utils.evaluation_table import format_curve, format_point
 from utils.files import require_writable
+from utils.inference import add_inference_flags, apply_inference_flags
 from utils.reconstructions import ImageFile, list_images, refuse_overwriting
 from utils.report import ReportFolder, require_report_folder
 from utils.results import make_results, to_json, write_results
@@ -42,6 +44,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     add("--device", metavar="NAME", help="cpu, cuda or cuda:N (default: cpu)")
     add("--real", action="store_true", help="code every image to a real file and back, instead of estimating the rate")
     add("--arithmetic", choices=("fp32", "fp64"), help="of the entropy path of real files (default: fp32)")
+    add_inference_flags(parser)
     add("--quality", nargs="+", type=float, metavar="Q", help="1..100, of variable-rate models; a point for each")
     add("--save_path", type=Path, metavar="DIR", help="where the reconstructions go, as PNG")
     add("--report", type=Path, metavar="DIR", help="where an HTML page of the results goes: open index.html there")
@@ -88,7 +91,8 @@ def evaluate_points(
         try:
             watcher = page.watch(point) if page else None
             arithmetic = args.arithmetic or "fp32"
-            results.append(evaluate_point(point, images, device, args.real, arithmetic, report, watcher))
+            prepare = partial(apply_inference_flags, args=args)
+            results.append(evaluate_point(point, images, device, args.real, arithmetic, report, watcher, prepare))
         except UserError as error:
             if len(points) == 1:
                 raise

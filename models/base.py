@@ -19,7 +19,7 @@ slices' means and scales; `lrp_transforms` latent residual prediction.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -77,6 +77,8 @@ class SliceCompressionModel(nn.Module):
 
     model_name: str
     transform_names: tuple[str, ...] = ("g_a", "g_s", "h_a")  # not on the path from z_hat to the scales
+    precision = torch.float32  # of products in analysis and synthesis; bfloat16 is faster, and no file depends on it
+    bytes_a_pixel: int | None = None  # memory for the maps between layers; None where more than these are whole maps
 
     def __init__(
         self,
@@ -184,12 +186,19 @@ class SliceCompressionModel(nn.Module):
 
     def to_latent(self, x: Tensor, quality: Tensor | None) -> Tensor:
         """Analysis transform and gain: y as it is quantised."""
-        y = self.analysis(x)
+        y = self.transform(self.analysis, x)
         return self.gain(y, quality) if self.variable_rate else y
 
     def to_image(self, y_hat: Tensor, quality: Tensor | None) -> Tensor:
         """Inverse gain and synthesis transform."""
-        return self.synthesis(self.gain.inverse(y_hat, quality) if self.variable_rate else y_hat)
+        return self.transform(self.synthesis, self.gain.inverse(y_hat, quality) if self.variable_rate else y_hat)
+
+    def transform(self, network: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        """network(x), with matrix products in `precision`."""
+        if self.precision is torch.float32:
+            return network(x)
+        with torch.autocast(x.device.type, self.precision):
+            return network(x).to(x.dtype)
 
     def check_quality(self, quality: Tensor | float | None, x: Tensor) -> Tensor | None:
         """`quality` as (B,) beside x. Raises ValueError where it is missing, superfluous or outside 1..100."""
@@ -215,7 +224,7 @@ class SliceCompressionModel(nn.Module):
         """Images (B, 3, H, W) in [0, 1] -> {"strings": [y strings, z strings], "shape": z's (h, w), "checks"}.
 
         One string and one 16-bit check of the symbols an image. `arithmetic` of the path from z_hat to the scales:
-        "fp64" for strings that any machine decodes, "fp32", or "published": fp32 with the tables of z as CompressAI
+        "fp64" for strings that any machine decodes, "fp32", or "published": fp64 with the tables of z as CompressAI
         computes them. Raises ValueError where the latent is not finite.
         """
         x = pad_to_multiple(x, self.size_multiple)
@@ -289,10 +298,13 @@ class SliceCompressionModel(nn.Module):
         return symbols.to(medians) + medians
 
     def entropy_path(self, arithmetic: str) -> SliceCompressionModel:
-        """The model whose `code_slices` works in `arithmetic`: itself, or a float64 copy made once."""
+        """The model whose `code_slices` works in `arithmetic`: itself, or a float64 copy made once.
+
+        "published" files come from float32 programs on other machines: float64 is the closest to all of them.
+        """
         if arithmetic not in ARITHMETICS:
             raise ValueError(f"arithmetic {arithmetic!r} is none of {', '.join(ARITHMETICS)}")
-        if arithmetic != "fp64":
+        if arithmetic == "fp32":
             return self
         return self._derive("portable", lambda: portable_copy(self))
 

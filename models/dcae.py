@@ -28,6 +28,7 @@ class DCAE(DictionaryModel):
     """
 
     model_name = "dcae"
+    bytes_a_pixel = 280  # measured at the default sizes: two maps of g_a's first stage, or what predicts a slice
 
     def __init__(
         self,

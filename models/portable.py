@@ -43,10 +43,11 @@ class MatrixConvolution(nn.Conv2d):
 
     @classmethod
     def of(cls, layer: nn.Conv2d) -> MatrixConvolution:
-        """The same layer, sharing weights."""
+        """The same layer; its weight is kept as taps (r * s, in, out) only."""
         new = copy.copy(layer)
         new.__class__ = cls
-        new.taps = rearrange(layer.weight, "o i r s -> (r s) i o").contiguous()
+        taps = rearrange(layer.weight, "o i r s -> (r s) i o").contiguous()
+        new._parameters = {**layer._parameters, "weight": nn.Parameter(taps, requires_grad=False)}
         return new
 
     @staticmethod
@@ -74,7 +75,7 @@ class MatrixConvolution(nn.Conv2d):
         out = x.new_zeros(len(x), rows * width, self.out_channels)
         if self.bias is not None:
             out += self.bias
-        for (i, j), tap in zip(self._positions(), self.taps):
+        for (i, j), tap in zip(self._positions(), self.weight):
             first = i * width + j
             out[:, :count].baddbmm_(tokens[:, first : first + count], tap.expand(len(x), -1, -1))
         return out.unflatten(1, (rows, width))[:, :, :columns]
@@ -83,7 +84,7 @@ class MatrixConvolution(nn.Conv2d):
         out = x.new_zeros(len(x), rows, columns, self.out_channels)
         if self.bias is not None:
             out += self.bias
-        for (i, j), tap in zip(self._positions(), self.taps):
+        for (i, j), tap in zip(self._positions(), self.weight):
             out.addcmul_(x[:, i : i + rows, j : j + columns], tap[0])
         return out
 

@@ -103,7 +103,7 @@ def convolve(layer: nn.Conv2d, rows: Tensor, border: Border) -> Tensor:
     """A convolution of tokens (B, r, W, C) whose zero padding above and below is `border` rows instead of its own."""
     if hasattr(layer, "convolve"):  # models.portable has its own
         return layer.convolve(rows, border)
-    x = to_map(like(rows, layer))
+    x = to_map(rows)
     if border[0] != border[1]:
         x, border = F.pad(x, (0, 0, *border)), (0, 0)
     padding = (border[0], layer.padding[1])
@@ -112,17 +112,9 @@ def convolve(layer: nn.Conv2d, rows: Tensor, border: Border) -> Tensor:
 
 def pointwise(layer: nn.Conv2d, rows: Tensor) -> Tensor:
     """A 1x1 convolution of tokens (B, r, W, C)."""
-    return linear(rows, layer.weight.flatten(1), layer.bias)
-
-
-def linear(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """rows (..., C) times `weight` (out, C), in the weight's type."""
-    return F.linear(rows if torch.is_autocast_enabled(rows.device.type) else rows.to(weight.dtype), weight, bias)
-
-
-def like(x: Tensor, layer: nn.Module) -> Tensor:
-    """x in the type that `layer` works in: the transforms' weights may be narrower than the maps between them."""
-    return x if torch.is_autocast_enabled(x.device.type) else x.to(layer.weight.dtype)
+    if hasattr(layer, "convolve"):
+        return layer.convolve(rows, (0, 0))
+    return F.linear(rows, layer.weight.flatten(1), layer.bias)
 
 
 def convolution(layer: nn.Conv2d, x: Tensor, finish: Callable[[Tensor], Tensor] | None = None) -> Tensor:
@@ -146,7 +138,7 @@ def deconvolution(layer: nn.ConvTranspose2d, x: Tensor) -> Tensor:
     for top, bottom in cut(tokens, height):
         first, last = max(0, top - halo), min(height, bottom + halo)
         rows = tokens[:, first:last].contiguous()
-        result = to_tokens(layer(to_map(like(rows, layer)))).to(x.dtype)
+        result = to_tokens(layer(to_map(rows))).to(x.dtype)
         top, bottom, first = top * stride, bottom * stride, first * stride
         out = _put(out, result[:, top - first : bottom - first], height * stride, top, bottom)
     return to_map(out)

@@ -24,6 +24,7 @@ from utils.bitstream import (
     unpack,
 )
 from utils.images import DEFAULT_PADDING, pad_centred
+from utils.inference import bounded
 from utils.rans import DesynchronisedError
 
 DEFAULT_QUALITY = 50.0
@@ -66,7 +67,7 @@ def pack_image(
 def decompress_image(model: SliceCompressionModel, data: bytes) -> Tensor:
     """The bytes of a file -> image (1, 3, H, W) in [0, 1] on the model's device. Raises BitstreamError, saying why."""
     stream = open_file(model, data)
-    with explained(stream):
+    with explained(stream), bounded(model, stream.height, stream.width, stream.arithmetic):
         out = model.decompress(
             [[s] for s in stream.strings], latent_shape(model, stream), (stream.height, stream.width), stream.quality,
             stream.arithmetic,
@@ -132,7 +133,7 @@ def verify_file(model: SliceCompressionModel, data: bytes) -> None:
     threads = torch.get_num_threads()
     torch.set_num_threads(1 if threads > 1 else 2)
     try:
-        with explained(stream), without_onednn():
+        with explained(stream), without_onednn(), bounded(model, stream.height, stream.width, stream.arithmetic):
             strings = [[s] for s in stream.strings]
             check_symbols(stream, model.decompress_latent(strings, latent_shape(model, stream), stream.arithmetic)[1])
     finally:

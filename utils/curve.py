@@ -117,12 +117,16 @@ def evaluate_point(
     arithmetic: str,
     report: Report,
     watcher: Watcher | None = None,
+    prepare: Callable[[SliceCompressionModel], None] | None = None,
 ) -> dict[str, Any] | None:
     """Evaluate one point on all images, with a warm-up: an entry of "points" in utils/results.py, None if all failed.
 
+    `prepare` gets the model before anything else does.
     Raises UserError where the checkpoint cannot be used.
     """
     model, quality = load_for(point, device)
+    if prepare:
+        prepare(model)
     names = {image.path.as_posix(): image.name.as_posix() for image in images}
     first = len(report.failures)
     records = evaluate_images(

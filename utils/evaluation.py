@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from utils.images import DEFAULT_PADDING, crop_centred, pad_centred, read_image, to_tensor, to_uint8
+from utils.inference import bounded
 from utils.metrics import bits_per_position, bpp, estimated_bits, ms_ssim, ms_ssim_db, mse, psnr_of_mse, quantise_8_bit
 
 Record = dict[str, Any]
@@ -161,7 +162,8 @@ def estimate(model: nn.Module, x: Tensor, quality: float | None) -> tuple[Record
     """
     size = x.shape[-2:]
     padded = pad_centred(x, model.size_multiple, DEFAULT_PADDING)
-    out, milliseconds = timed(lambda: model(padded, quality=quality), x.device)
+    with bounded(model, *size):
+        out, milliseconds = timed(lambda: model(padded, quality=quality), x.device)
     y, z = (bpp(estimated_bits(out["likelihoods"][name]), *size) for name in ("y", "z"))
     rates = {"bpp": y + z, "bpp_y": y, "bpp_z": z, "bpp_header": 0.0, "bpp_estimated": y + z}
     x_hat = crop_centred(out["x_hat"], size).clamp(0, 1)
@@ -174,7 +176,8 @@ def code(model: nn.Module, x: Tensor, quality: float | None, arithmetic: str) ->
     from utils.codec import compress_image, decompress_image
 
     size, device = x.shape[-2:], x.device
-    data, encode_ms = timed(lambda: compress_image(model, x, quality=quality, arithmetic=arithmetic), device)
+    with bounded(model, *size, arithmetic):
+        data, encode_ms = timed(lambda: compress_image(model, x, quality=quality, arithmetic=arithmetic), device)
     x_hat, decode_ms = timed(lambda: decompress_image(model, data), device)
     y, z = (bpp(8 * len(string), *size) for string in unpack(data).strings)
     total = bpp(8 * len(data), *size)

@@ -1,12 +1,14 @@
-"""The files of a folder one after another: what exists is kept, what fails is counted, processes share the work."""
+"""The files of a folder: read, worked on and written at the same time, shared by processes; failures are counted."""
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -64,20 +66,70 @@ def find_files(data: Path, suffix: str, recursive: bool) -> list[Path]:
     return found
 
 
-def run_jobs(jobs: Sequence[Job], work: Callable[[Job], Outcome], overwrite: bool, label: str) -> list[Outcome]:
-    """Run this process's share of the jobs; a job that fails is reported on stderr and does not stop the others."""
+@dataclass(frozen=True)
+class Stages:
+    """What is done with a file: `read`(job) -> content, `work`(job, content) -> result, `write`(job, result)."""
+
+    read: Callable[[Job], Any]
+    work: Callable[[Job, Any], Any]
+    write: Callable[[Job, Any], Outcome]
+
+
+def run_jobs(jobs: Sequence[Job], stages: Stages, overwrite: bool, label: str) -> list[Outcome]:
+    """Run this process's share of the jobs; a job that fails is reported on stderr and does not stop the others.
+
+    The next file is read and the last one written, each in a thread, while this thread works.
+    """
     rank, processes = process_share()
     share = jobs[rank::processes]
-    bar = tqdm(share, desc=label, unit="file", disable=None if len(jobs) > 1 and rank == 0 else True)
-    return [run_job(job, work, overwrite) for job in bar]
+    bar = tqdm(total=len(share), desc=label, unit="file", disable=None if len(jobs) > 1 and rank == 0 else True)
+    outcomes: list[Outcome | Future[Outcome]] = []
+    with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
+        try:
+            for job, content in read_ahead(share, stages.read, reader, overwrite):
+                outcomes.append(run_job(job, content, stages, writer))
+                bar.update()
+                if len(outcomes) > 1:
+                    outcomes[-2] = finished(outcomes[-2])  # at most one result waits to be written
+            return [finished(outcome) for outcome in outcomes]
+        except BaseException:
+            reader.shutdown(cancel_futures=True)
+            writer.shutdown(cancel_futures=True)
+            raise
 
 
-def run_job(job: Job, work: Callable[[Job], Outcome], overwrite: bool) -> Outcome:
-    """One job; whatever goes wrong with it becomes a line on stderr and a "failed" outcome."""
-    if job.target.exists() and not overwrite:
+def read_ahead(
+    jobs: Sequence[Job], read: Callable[[Job], Any], reader: ThreadPoolExecutor, overwrite: bool
+) -> Iterator[tuple[Job, Future | None]]:
+    """Each job with its content, which the reader began to read one job before; None where the output is kept."""
+    waiting: tuple[Job, Future | None] | None = None
+    for job in jobs:
+        kept = job.target.exists() and not overwrite
+        following = job, None if kept else reader.submit(read, job)
+        if waiting:
+            yield waiting
+        waiting = following
+    if waiting:
+        yield waiting
+
+
+def run_job(job: Job, content: Future | None, stages: Stages, writer: ThreadPoolExecutor) -> Outcome | Future[Outcome]:
+    """One job, up to its result, which the writer gets."""
+    if content is None:
         return Outcome(job.name, "kept", message=f"{job.target} exists; --overwrite replaces it")
+    result = guarded(job, lambda: stages.work(job, content.result()))
+    return result if isinstance(result, Outcome) else writer.submit(guarded, job, lambda: stages.write(job, result))
+
+
+def finished(outcome: Outcome | Future[Outcome]) -> Outcome:
+    """What came of a job, waiting for it."""
+    return outcome.result() if isinstance(outcome, Future) else outcome
+
+
+def guarded(job: Job, step: Callable[[], Any]) -> Any:
+    """step(); whatever goes wrong with it becomes a line on stderr and a "failed" outcome."""
     try:
-        return work(job)
+        return step()
     except (UserError, ValueError, OSError, MemoryError, RuntimeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         message = reason if reason.startswith(str(job.source)) else f"{job.source}: {reason}"

@@ -15,7 +15,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from models.layers.convolution import conv
-from models.stripes import Border, by_rows, convolve, inside, like, linear, own, to_map, to_tokens
+from models.stripes import Border, by_rows, convolve, inside, own, to_map, to_tokens
 
 Biases = tuple[Tensor, Tensor]  # what is added to the logits of a row's windows, and to those of its last window
 
@@ -71,7 +71,7 @@ class WindowAttention(nn.Module):
             x = x.roll(-self.shift, 2)
         columns, tokens = width // self.window, self.window**2
         x = rearrange(x, "b (i r) (j s) c -> (j b i) (r s) c", r=self.window, s=self.window)
-        qkv = self.embedding_layer(like(x, self.linear))
+        qkv = self.embedding_layer(x)
         q, k, v = rearrange(qkv, "n p (three h d) -> three n h p d", three=3, h=self.heads)  # views
         last = len(x) // columns if self.shift else 0  # windows of the last column
         parts = [slice(0, len(x) - last), slice(len(x) - last, len(x))]
@@ -145,8 +145,8 @@ class ConvolutionalGLU(nn.Module):
     def forward(self, x: Tensor, border: Border = (1, 1)) -> Tensor:
         """A stripe (B, r, W, C) with a row more above and below, where the map has them -> the stripe."""
         (gate, value), (gate_bias, value_bias) = self.fc1.weight.chunk(2), self.fc1.bias.chunk(2)
-        gates = F.gelu(self.dwconv(linear(x, gate, gate_bias), border))
-        return self.fc2(gates * linear(inside(x, 1, border), value, value_bias))
+        gates = F.gelu(self.dwconv(F.linear(x, gate, gate_bias), border))
+        return self.fc2(gates * F.linear(inside(x, 1, border), value, value_bias))
 
 
 class ScaledSwinLayer(nn.Module):
@@ -214,4 +214,4 @@ class PlainSwinBlock(nn.Module):
     def rows(self, x: Tensor, biases: Biases) -> Tensor:
         """Rows of windows -> the same."""
         x = x + self.msa.attend(self.ln1(x), biases)
-        return x + self.mlp(like(self.ln2(x), self.mlp[0]))
+        return x + self.mlp(self.ln2(x))

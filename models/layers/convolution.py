@@ -19,6 +19,7 @@ from models.stripes import (
     convolve,
     deconvolution,
     inside,
+    own,
     pointwise,
     to_map,
     to_tokens,
@@ -61,9 +62,10 @@ class ResidualBottleneck(nn.Module):
         self.conv3 = conv(inner, out_channels, 1)
         self.skip = conv(in_channels, out_channels, 1) if in_channels != out_channels else None
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, in_channels, H, W) -> (B, out_channels, H, W)."""
-        return to_map(by_rows(self.rows, to_tokens(x), halo=1))
+    def forward(self, x: Tensor, overwrite: bool = False) -> Tensor:
+        """(B, in_channels, H, W) -> (B, out_channels, H, W), in the memory of x where nobody else needs that."""
+        tokens = to_tokens(x)
+        return to_map(by_rows(self.rows, tokens, halo=1, out=own(tokens) if overwrite else None))
 
     def rows(self, x: Tensor, border: Border) -> Tensor:
         """A stripe of tokens with a row more above and below -> the stripe."""
@@ -85,7 +87,8 @@ class Down(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_channels, H, W) -> (B, out_channels, H/2, W/2)."""
-        return self.res3(self.res2(self.res1(convolution(self.conv, x))))
+        x = self.res1(convolution(self.conv, x), overwrite=True)
+        return self.res3(self.res2(x, overwrite=True), overwrite=True)
 
 
 class Up(nn.Module):
@@ -100,4 +103,5 @@ class Up(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_channels, H, W) -> (B, out_channels, 2H, 2W)."""
-        return deconvolution(self.conv, self.res3(self.res2(self.res1(x))))
+        x = self.res2(self.res1(x), overwrite=True)
+        return deconvolution(self.conv, self.res3(x, overwrite=True))

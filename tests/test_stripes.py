@@ -1,0 +1,108 @@
+"""Stripes, precision and memory: they change how a model computes, not what files hold."""
+
+from __future__ import annotations
+
+import argparse
+
+import pytest
+import torch
+
+from models.base import pad_to_multiple
+from models.stripes import by_rows, convolution, deconvolution, own, stripes_of
+from tests.plain import plain
+from tests.toys import TOYS, toy_image, toy_model
+from utils.cli import UserError
+from utils.codec import compress_image, decompress_image
+from utils.inference import apply_inference_flags, bounded, held, memory_size, stripe_within
+
+THIN = 3000  # bytes: a row or a few
+
+
+@pytest.mark.parametrize("kernel,stride", [(1, 1), (3, 1), (5, 2), (3, 2), (7, 1)])
+@pytest.mark.parametrize("size", [(1, 1), (2, 6), (32, 10)], ids=str)
+def test_convolutions_in_stripes(kernel, stride, size):
+    x = torch.randn(2, 6, *size)
+    layer = torch.nn.Conv2d(6, 4, kernel, stride, kernel // 2)
+    up = torch.nn.ConvTranspose2d(6, 4, kernel, stride, kernel // 2, stride - 1)
+    with torch.no_grad(), stripes_of(600):
+        assert torch.allclose(convolution(layer, x), layer(x), atol=1e-5)
+        assert torch.allclose(deconvolution(up, x), up(x), atol=1e-5)
+
+
+def test_rows_are_overwritten_only_where_that_is_safe():
+    """A halo reads the rows above a stripe as they were, also when the result replaces them."""
+    x = torch.randn(1, 40, 5, 3)
+    function = lambda rows, border: torch.nn.functional.pad(rows, (0, 0, 0, 0, *border)).unfold(1, 3, 1).sum(-1)  # noqa: E731
+    with stripes_of(None):
+        expected = by_rows(function, x, halo=1)
+    with torch.no_grad(), stripes_of(200):
+        result = by_rows(function, x, halo=1, out=own(x))
+    assert result is x and torch.equal(result, expected)
+    assert own(x) is None  # while gradients are recorded
+
+
+@pytest.mark.parametrize("kind", ["dcae", "dcae-no-dictionary", "dcae-no-msfa", "tcm", "elic-plus-dictionary"])
+@pytest.mark.parametrize("size", [(128, 128), (200, 150)], ids=str)
+def test_fast_and_plain_models_are_equal(kind, size):
+    """The model in stripes, whole, and as the papers write it down (tests/plain.py)."""
+    model, x = toy_model(kind), pad_to_multiple(toy_image(*size), 128)
+    with torch.no_grad():
+        expected = plain(model)(x)
+        for stripe in (THIN, None):
+            with stripes_of(stripe):
+                out = model(x)
+            assert torch.allclose(out["x_hat"], expected["x_hat"], atol=2e-4)
+            for name in ("means", "scales", "y"):
+                assert torch.allclose(out["para"][name], expected["para"][name], atol=2e-4), name
+
+
+@pytest.mark.parametrize("kind", TOYS)
+def test_portable_files_are_read_in_any_stripe(kind):
+    model, x = toy_model(kind), toy_image(150, 260)
+    quality = 50 if model.variable_rate else None
+    images = []
+    for writing, reading in ((THIN, None), (None, THIN), (10 * THIN, THIN)):
+        with stripes_of(writing):
+            data = compress_image(model, x, quality)
+        with stripes_of(reading):
+            images.append(decompress_image(model, data))  # raises where a symbol differs
+    assert all(torch.allclose(image, images[0], atol=0.02) for image in images)
+
+
+def test_bfloat16_transforms_change_no_file_s_decoding():
+    """Files written with bfloat16 transforms decode in float32 and the other way round, portable or not."""
+    model, x = toy_model("dcae"), toy_image(128, 128)
+    for arithmetic in ("fp64", "fp32"):
+        images = []
+        for writing in (torch.bfloat16, torch.float32):
+            model.precision = writing
+            data = compress_image(model, x, arithmetic=arithmetic)
+            for reading in (torch.bfloat16, torch.float32):
+                model.precision = reading
+                images.append(decompress_image(model, data))
+        assert all(image.dtype == torch.float32 for image in images)
+        assert (images[0] - images[3]).abs().max() > 0  # it was not float32 throughout
+        assert ((images[0] - images[3]) ** 2).mean() < 1e-3
+
+
+def test_max_memory_is_kept_or_refused():
+    model, flags = (
+        toy_model("dcae"),
+        argparse.Namespace(max_memory=held(torch.device("cpu")) + (64 << 20), precision="fp32"),
+    )
+    apply_inference_flags(model, flags)
+    data = compress_image(model, toy_image(100, 100))
+    assert decompress_image(model, data).shape == (1, 3, 100, 100)
+    model.max_memory = 1 << 20
+    with pytest.raises(UserError, match="--max-memory 1M: this image takes"), bounded(model, 100, 100):
+        pass
+    assert stripe_within(10**9, 10**8, 10**8) > stripe_within(4 * 10**8, 3 * 10**8, 9 * 10**7)
+    with pytest.raises(UserError, match="tcm holds whole maps"):
+        apply_inference_flags(toy_model("tcm"), flags)
+
+
+@pytest.mark.parametrize("text,size", [("8G", 8 << 30), ("1.5GiB", 3 << 29), ("900m", 900 << 20), ("12345", 12345)])
+def test_amounts_of_memory(text, size):
+    assert memory_size(text) == size
+    with pytest.raises(argparse.ArgumentTypeError, match="no amount"):
+        memory_size(text + "x")
