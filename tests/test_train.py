@@ -214,7 +214,7 @@ TCM = """CUDA_VISIBLE_DEVICES='0' python -u ./train.py -d [path of training data
 ICWEM = """python -u ./train.py -d your_dataset \
     --cuda --N 128 --lambda 0.05 --epochs 400 --lr_epoch 45 48 \
     --save_path train_result --save"""
-SMALL = [*RECIPE, *TWO_STEPS]
+SMALL = [*RECIPE, "--batch-size", "1", "--max-steps", "1", "--val-every", "0"]
 
 
 def options(kind: str) -> list[str]:

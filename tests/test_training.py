@@ -92,10 +92,10 @@ def test_a_balanced_loss_weighs_each_image_with_one_over_the_root_of_its_lambda(
     (out, x), middle = output(), math.sqrt(LAMBDA_MIN * LAMBDA_MAX)
     lambdas = torch.tensor([middle / 4, middle * 9])
     alone = [
-        float(rate_distortion(one(out, i), x[i : i + 1], lambdas[i : i + 1], "mse", [2, 1, 3])["loss"]) for i in (0, 1)
+        rate_distortion(one(out, i), x[i : i + 1], lambdas[i : i + 1], "mse", [2, 1, 3])["loss"].item() for i in (0, 1)
     ]
     both = rate_distortion(out, x, lambdas, "mse", [2, 1, 3], balanced=True)
-    assert float(both["loss"]) == pytest.approx((2 * alone[0] + alone[1] / 3) / 2, rel=1e-5)
+    assert both["loss"].item() == pytest.approx((2 * alone[0] + alone[1] / 3) / 2, rel=1e-5)
     plain = rate_distortion(out, x, lambdas, "mse", [2, 1, 3])
     assert all(torch.equal(both[name], plain[name]) for name in plain if name != "loss")
     assert balance(middle) == pytest.approx(1) and balance(LAMBDA_MIN) == pytest.approx(1 / balance(LAMBDA_MAX))
@@ -197,7 +197,7 @@ def test_variable_rate_is_trained_with_the_balanced_loss():
     x = pixels.permute(0, 3, 1, 2) / 255
     out = toy("dcae-variable-rate")(x, quality)
     expected = rate_distortion(out, x, lambda_of_quality(quality), "mse", state.model.slice_sizes, balanced=True)
-    assert values["loss"] == pytest.approx(float(expected["loss"]), rel=1e-4)
+    assert values["loss"] == pytest.approx(expected["loss"].item(), rel=1e-4)
 
 
 def test_accumulated_passes_are_one_step_of_the_whole_batch():
@@ -221,7 +221,7 @@ def test_in_bf16_likelihoods_and_loss_stay_in_fp32():
         assert {t.dtype for t in (*out["likelihoods"].values(), *out["para"].values())} == {torch.float32}
         parts = rate_distortion(out, x, torch.tensor([0.01]), "mse", model.slice_sizes)
         assert parts["loss"].dtype == torch.float32
-        losses[precision] = float(parts["loss"])
+        losses[precision] = parts["loss"].item()
     assert losses["bf16"] != losses["fp32"] and losses["bf16"] == pytest.approx(losses["fp32"], rel=0.02)
 
 
