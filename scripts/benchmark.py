@@ -1,103 +1,292 @@
-"""Seconds and memory to encode and decode an image, for each model at full size, in fast and portable arithmetic.
+"""Time and memory of coding, each way of computing against its plain formulation in turn.
 
-    python scripts/benchmark.py [--models dcae tcm-large icwem] [--data IMAGE] [--runs 3] [--threads 2]
+    python scripts/benchmark.py [--parts coder transforms sizes folder start] [--sizes 0.4 1.6 6 25] [--runs 3]
 
-Weights are freshly drawn (speed does not depend on them); without --data a synthetic 768x512 image is used. Every model
-runs in a process of its own, so that peak memory is its own. Fast and portable runs take turns; medians are printed.
+Weights are freshly drawn (speed does not depend on them) and images synthetic. Prints tables and writes them as JSON.
+
+    coder       the entropy coder against CompressAI's, on as many symbols as a 768x512 image has
+    transforms  plain formulas (tests/plain.py), float32, bfloat16 transforms, and portable files (a float64 path)
+    sizes       seconds and memory of portable files over megapixels, a process each; both should be linear
+    folder      images a second, one at a time against reading and writing beside the work
+    start       seconds to import torch, the program, and to load a model
+
+Medians. `--clock cpu` counts this process's processor seconds, which a machine with other work on it hardly changes;
+with one thread they are what a clock shows on an idle one.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import platform
-import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+import numpy as np
+import torch
 
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+from models import MODELS, build_model  # noqa: E402
+from models.layers.entropy_models import GaussianConditional  # noqa: E402
+from models.stripes import DEFAULT_STRIPE, stripes_of  # noqa: E402
+from tests.plain import plain  # noqa: E402
 from utils.cli import run_program  # noqa: E402
+from utils.codec import compress_image, decompress_image  # noqa: E402
+from utils.files import atomic_write  # noqa: E402
+from utils.images import read_image, to_tensor, to_uint8, write_png  # noqa: E402
+from utils.inference import held  # noqa: E402
+from utils.jobs import Job, Outcome, Stages, run_jobs  # noqa: E402
+from utils.rans import Decoder, Encoder  # noqa: E402
 from utils.tables import format_table  # noqa: E402
 
-ARITHMETICS = ("fp32", "fp64")
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+KODAK_SYMBOLS = 320 * 32 * 48
+THIN = 1 << 20  # bytes of a stripe where memory is short
 
 
 def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--models", nargs="+", default=["dcae", "tcm-large", "icwem"])
-    parser.add_argument("--data", type=Path, help="an image (default: a synthetic one of 768x512)")
-    parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=0, help="default: torch's choice")
-    parser.add_argument("--output", type=Path, help="also write the numbers as JSON")
-    parser.add_argument("--one", help=argparse.SUPPRESS)
+    add = parser.add_argument
+    add("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    add("--model", choices=MODELS, default="dcae")
+    add("--sizes", nargs="+", type=float, default=[0.4, 1.6], metavar="MP", help="megapixels (default: 0.4 1.6)")
+    add("--images", type=int, default=6, help="in the folder, of 128x192 pixels (default: 6)")
+    add("--runs", type=int, default=3, help="of which medians are taken (default: 3)")
+    add("--threads", type=int, default=0, help="default: torch's choice")
+    add("--clock", choices=CLOCKS, default="wall")
+    add("--output", type=Path, default=ROOT / "results" / "benchmark.json")
+    add("--one-size", type=float, help=argparse.SUPPRESS)
     return parser.parse_args(argv)
 
 
-def measure(name: str, args: argparse.Namespace) -> dict:
-    """Seconds of every run, by arithmetic and direction, and the peak memory of this process in MiB."""
-    import torch
+def in_turn(ways: dict[str, Callable[[], Any]], args: argparse.Namespace, warm_up: bool = True) -> dict[str, float]:
+    """Median seconds of each, run one after the other, so that what disturbs the machine disturbs all."""
+    clock, seconds = CLOCKS[args.clock], {name: [] for name in ways}
+    for run in range(args.runs + warm_up):
+        for name, function in ways.items():
+            start = clock()
+            function()
+            if run >= warm_up:
+                seconds[name].append(clock() - start)
+    return {name: statistics.median(values) for name, values in seconds.items()}
 
-    from models import build_model
 
-    if args.threads:
-        torch.set_num_threads(args.threads)
+def image(megapixels: float) -> torch.Tensor:
+    """A smooth image (1, 3, H, W), 3:2, with sides that are multiples of 128."""
+    side = 128 * max(1, round((megapixels * 1e6 / 6) ** 0.5 / 128))
+    coarse = torch.rand(1, 3, side // 16, 3 * side // 32)
+    return torch.nn.functional.interpolate(coarse, (2 * side, 3 * side), mode="bicubic").clamp(0, 1)
+
+
+def fresh_model(args: argparse.Namespace):
     torch.manual_seed(0)
-    model = build_model(name).eval()
+    model = build_model(args.model).eval().requires_grad_(False)
     model.update()
-    x, seconds = read(args.data), {}
-    for run in range(args.runs + 1):  # the first warms up
-        for arithmetic in ARITHMETICS:
-            start = time.perf_counter()
-            out = model.compress(x, arithmetic=arithmetic)
-            middle = time.perf_counter()
-            model.decompress(out["strings"], out["shape"], arithmetic=arithmetic)
-            if run:
-                times = seconds.setdefault(arithmetic, {"encode": [], "decode": []})
-                times["encode"].append(middle - start)
-                times["decode"].append(time.perf_counter() - middle)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return {"model": name, "seconds": seconds, "peak_mib": peak, "threads": torch.get_num_threads()}
+    return model
 
 
-def read(path: Path | None):
-    """The image (1, 3, H, W) in [0, 1]."""
-    import torch
+def measure_coder(args: argparse.Namespace) -> list[dict]:
+    """Symbols as their scales distribute them, most of them small, as in a latent."""
+    from compressai.ans import BufferedRansEncoder, RansDecoder
 
-    if path is None:
-        coarse = torch.rand(1, 3, 17, 25)
-        return torch.nn.functional.interpolate(coarse, (512, 768), mode="bicubic").clamp(0, 1)
-    from utils.images import read_image, to_tensor
+    gaussian, random = GaussianConditional(), np.random.default_rng(0)
+    gaussian.update()
+    tables, scales = gaussian.tables(), gaussian.scale_table.numpy()
+    indexes = random.integers(0, 40, KODAK_SYMBOLS).astype(np.int32)
+    symbols = np.rint(random.standard_normal(KODAK_SYMBOLS) * scales[indexes]).astype(np.int32)
+    lists = [array.tolist() for array in (tables.cdf, tables.lengths, tables.offsets)]
 
-    return to_tensor(read_image(path)[0])
+    def encode() -> bytes:
+        encoder = Encoder()
+        encoder.put(symbols, indexes, tables)
+        return encoder.finish()
+
+    def encode_there() -> bytes:
+        encoder = BufferedRansEncoder()
+        encoder.encode_with_indexes(symbols.tolist(), indexes.tolist(), *lists)
+        return encoder.flush()
+
+    def decode_there() -> np.ndarray:
+        decoder = RansDecoder()
+        decoder.set_stream(data)
+        return np.array(decoder.decode_stream(indexes.tolist(), *lists))
+
+    data = encode()
+    assert data == encode_there() and (decode_there() == symbols).all()
+    ours = {"encode": encode, "decode": lambda: Decoder(data).get(indexes, tables)}
+    theirs = {"encode": encode_there, "decode": decode_there}
+    rows = []
+    for direction in ours:
+        seconds = in_turn({"ours": ours[direction], "compressai": theirs[direction]}, args)
+        milliseconds = {f"{name}_ms": 1000 * value for name, value in seconds.items()}
+        rows.append({"what": direction, **milliseconds, "times": seconds["compressai"] / seconds["ours"]})
+    return rows
 
 
-def row(result: dict) -> tuple[str, ...]:
-    """Medians, and what portable arithmetic costs."""
-    median = {a: {d: statistics.median(t) for d, t in times.items()} for a, times in result["seconds"].items()}
-    ratio = [median["fp64"][d] / median["fp32"][d] for d in ("encode", "decode")]
-    numbers = [f"{median[a][d]:.2f}" for a in ARITHMETICS for d in ("encode", "decode")]
-    return (result["model"], *numbers, *(f"{r:.2f}" for r in ratio), f"{result['peak_mib']:.0f}")
+def measure_transforms(args: argparse.Namespace) -> list[dict]:
+    """Encoding and decoding an image of the first size, and the transforms in them."""
+    model, x = fresh_model(args), image(args.sizes[0])
+    narrow = copy.copy(model)  # shares the weights
+    narrow.precision = torch.bfloat16
+    ways = {"plain": (plain(model), "fp32"), "fp32": (model, "fp32"), "bf16": (narrow, "fp32"), "fp64": (model, "fp64")}
+    coded = {way: m.compress(x, arithmetic=a) for way, (m, a) in ways.items()}  # a warm-up as well
+    steps = {
+        "encode": lambda m, a, out: m.compress(x, arithmetic=a),
+        "of it analysis": lambda m, a, out: m.to_latent(x, None),
+        "decode": lambda m, a, out: m.decompress(out["strings"], out["shape"], arithmetic=a),
+        "of it synthesis": lambda m, a, out: m.to_image(out["y_hat"], None),
+    }
+    rows = []
+    for name, step in steps.items():
+        seconds = in_turn({way: partial(step, m, a, coded[way]) for way, (m, a) in ways.items()}, args, warm_up=False)
+        times = {f"plain/{way}": seconds["plain"] / seconds[way] for way in ("fp32", "bf16", "fp64")}
+        rows.append({"what": f"{name}, s", **seconds, **times})
+    return rows
+
+
+def measure_sizes(args: argparse.Namespace) -> list[dict]:
+    """A process for each size and stripe."""
+    flags = ["--model", args.model, "--clock", args.clock, "--threads", str(args.threads)]
+    rows = []
+    for size in args.sizes:
+        command = [sys.executable, __file__, "--one-size", str(size), *flags]
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        rows += json.loads(done.stdout.splitlines()[-1])
+    return rows
+
+
+def measure_one_size(args: argparse.Namespace) -> list[dict]:
+    """Seconds and peak bytes a pixel above what was held before, in thin and in default stripes."""
+    model, clock, rows = fresh_model(args), CLOCKS[args.clock], []
+    decompress_image(model, compress_image(model, image(0.1)))  # tables, float64 copy, compiled loops
+    x = image(args.one_size)
+    pixels = x.shape[-2] * x.shape[-1]
+    for stripe in (THIN, DEFAULT_STRIPE):
+        reset_peak()
+        before, start = held(x.device), clock()
+        with stripes_of(stripe):
+            data = compress_image(model, x)
+            middle, encoding = clock(), peak() - before
+            reset_peak()
+            decompress_image(model, data)
+        row = {"megapixels": pixels / 1e6, "stripe_kib": stripe >> 10, "encode_s": middle - start}
+        row |= {"decode_s": clock() - middle, "encode_bytes_a_pixel": encoding / pixels}
+        rows.append(row | {"decode_bytes_a_pixel": (peak() - before) / pixels, "held_mib": before / 2**20})
+    return rows
+
+
+def reset_peak() -> None:
+    """Let Linux forget the peak memory of this process."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak() -> int:
+    """Peak memory of this process in bytes since then."""
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(status.split("VmHWM:")[1].split()[0])
+
+
+def measure_folder(args: argparse.Namespace) -> list[dict]:
+    """Decompressing and compressing a folder, with reading and writing beside it and without."""
+    from tests.toys import toy_model
+
+    model, rows = toy_model("dcae"), []
+    with tempfile.TemporaryDirectory() as folder:
+        names = [Path(folder, f"{i}") for i in range(args.images)]
+        for name in names:
+            write_png(name.with_suffix(".png"), to_uint8(image(0.4)))
+        to_bins = [Job(n.name, n.with_suffix(".png"), n.with_suffix(".bin")) for n in names]
+        to_images = [Job(n.name, n.with_suffix(".bin"), n.with_suffix(".out")) for n in names]
+        compress = Stages(lambda job: read_image(job.source)[0], partial(to_bytes, model), write_bytes)
+        decompress = Stages(lambda job: job.source.read_bytes(), partial(to_pixels, model), write_pixels)
+        for what, jobs, stages in (("compress", to_bins, compress), ("decompress", to_images, decompress)):
+            ways = {"one_at_a_time": partial(one_at_a_time, jobs, stages)}
+            ways["overlapping"] = partial(run_jobs, jobs, stages, True, what)
+            seconds = in_turn(ways, argparse.Namespace(**{**vars(args), "clock": "wall"}))
+            rows.append({"what": what, **{f"{way}_per_s": args.images / value for way, value in seconds.items()}})
+    return rows
+
+
+def one_at_a_time(jobs: list[Job], stages: Stages) -> None:
+    for job in jobs:
+        stages.write(job, stages.work(job, stages.read(job)))
+
+
+def to_bytes(model, job: Job, pixels: np.ndarray) -> bytes:
+    return compress_image(model, to_tensor(pixels))
+
+
+def to_pixels(model, job: Job, data: bytes) -> np.ndarray:
+    return to_uint8(decompress_image(model, data))
+
+
+def write_bytes(job: Job, data: bytes) -> Outcome:
+    with atomic_write(job.target) as file:
+        file.write(data)
+    return Outcome(job.name, "done")
+
+
+def write_pixels(job: Job, pixels: np.ndarray) -> Outcome:
+    write_png(job.target, pixels)
+    return Outcome(job.name, "done")
+
+
+def measure_start(args: argparse.Namespace) -> list[dict]:
+    """What a decoder takes before it decodes, each in a fresh process."""
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint = Path(folder, "model.pt")
+        torch.save({"state_dict": fresh_model(args).state_dict()}, checkpoint)
+        load = f"from models import load_model; load_model({str(checkpoint)!r})"
+        programs = {"import torch": "import torch", "import program": "import compress_and_decompress"}
+        programs["import and load model"] = f"import compress_and_decompress; {load}"
+        run = partial(subprocess.run, cwd=ROOT, check=True, capture_output=True)
+        ways = {name: partial(run, [sys.executable, "-c", code]) for name, code in programs.items()}
+        seconds = in_turn(ways, argparse.Namespace(**{**vars(args), "clock": "wall"}))
+    return [{"what": name, "seconds": value} for name, value in seconds.items()]
+
+
+PARTS: dict[str, Callable[[argparse.Namespace], list[dict]]] = {
+    "coder": measure_coder,
+    "transforms": measure_transforms,
+    "sizes": measure_sizes,
+    "folder": measure_folder,
+    "start": measure_start,
+}
+
+
+def machine(args: argparse.Namespace) -> dict:
+    """What the numbers were measured on, without its name."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    models = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    versions = {"python": platform.python_version(), "torch": torch.__version__}
+    return {"cpu": models[0] if models else platform.machine(), "threads": torch.get_num_threads(), **versions}
 
 
 def main(argv: Sequence[str]) -> None:
     args = parse_arguments(argv)
-    if args.one:
-        print(json.dumps(measure(args.one, args)))
-        return
-    results = []
-    for name in args.models:
-        command = [sys.executable, __file__, *argv, "--one", name]
-        results.append(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
-    print(f"{platform.processor() or platform.machine()}, {results[0]['threads']} threads, median of {args.runs}, s")
-    header = ("model", "fp32 enc", "fp32 dec", "fp64 enc", "fp64 dec", "enc ratio", "dec ratio", "peak MiB")
-    print(format_table(header, [row(result) for result in results]))
-    if args.output:
-        args.output.write_text(json.dumps(results, indent=2))
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    with torch.inference_mode():
+        if args.one_size:
+            print(json.dumps(measure_one_size(args)))
+            return
+        result = {"machine": machine(args), "model": args.model, "runs": args.runs, "clock": args.clock}
+        print(", ".join(f"{key} {value}" for key, value in (result["machine"] | {"clock": args.clock}).items()))
+        for name in args.parts:
+            result[name] = PARTS[name](args)
+            rows = [[f"{v:.4g}" if isinstance(v, float) else str(v) for v in row.values()] for row in result[name]]
+            print(f"\n{name}\n{format_table(list(result[name][0]), rows)}", flush=True)
+    args.output.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,100 @@
+"""Files of a folder: read, worked on and written at the same time, with one at a time's results and errors."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from utils.cli import UserError
+from utils.jobs import Job, Outcome, Stages, run_jobs
+
+
+def make(tmp_path, names: str) -> list[Job]:
+    for name in names:
+        (tmp_path / name).write_text(name)
+    return [Job(name, tmp_path / name, tmp_path / f"{name}.out") for name in names]
+
+
+def write(job: Job, result: str) -> Outcome:
+    job.target.write_text(result)
+    return Outcome(job.name, "done", 1, len(result), 1.0)
+
+
+def test_outcomes_in_order_with_failures_at_every_stage(tmp_path, capsys):
+    jobs = make(tmp_path, "abcdef")
+    jobs[4].target.write_text("mine")
+
+    def read(job: Job) -> str:
+        if job.name == "b":
+            raise UserError("b: cannot be read")
+        return job.source.read_text()
+
+    def work(job: Job, text: str) -> str:
+        if job.name == "c":
+            raise ValueError("cannot be worked on")
+        return text.upper()
+
+    def write_some(job: Job, result: str) -> Outcome:
+        if job.name == "d":
+            raise OSError("disk full")
+        return write(job, result)
+
+    outcomes = run_jobs(jobs, Stages(read, work, write_some), False, "test")
+    assert [o.file for o in outcomes] == list("abcdef")
+    assert [o.status for o in outcomes] == ["done", "failed", "failed", "failed", "kept", "done"]
+    assert [(tmp_path / f"{n}.out").read_text() for n in "aef"] == ["A", "mine", "F"]
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 3 and all(line.startswith("error: ") for line in lines)
+    for reason in ("b: cannot be read", "c: cannot be worked on", "d: disk full"):
+        assert sum(line.endswith(reason) for line in lines) == 1
+
+
+def test_reading_and_writing_go_on_during_work(tmp_path):
+    """The next file is being read, and the last one written, before the work on one ends: else this would wait."""
+    jobs = make(tmp_path, "abc")
+    reading, writing = ({job.name: threading.Event() for job in jobs} for _ in range(2))
+
+    def read(job: Job) -> str:
+        reading[job.name].set()
+        return job.name
+
+    def work(job: Job, text: str) -> str:
+        if text == "b":
+            assert reading["c"].wait(10) and writing["a"].wait(10)
+        return text
+
+    def write_later(job: Job, result: str) -> Outcome:
+        writing[job.name].set()
+        return write(job, result)
+
+    assert [o.status for o in run_jobs(jobs, Stages(read, work, write_later), False, "test")] == ["done"] * 3
+
+
+def test_what_is_read_and_not_written_is_bounded(tmp_path):
+    """No more than two files are held beside the one that is worked on, however slow writing is."""
+    jobs, held, most, lock = make(tmp_path, "abcdefgh"), set(), [], threading.Lock()
+
+    def read(job: Job) -> str:
+        with lock:
+            held.add(job.name)
+            most.append(len(held))
+        return job.name
+
+    def write_slowly(job: Job, result: str) -> Outcome:
+        threading.Event().wait(0.02)
+        with lock:
+            held.remove(job.name)
+        return write(job, result)
+
+    run_jobs(jobs, Stages(read, lambda job, text: text, write_slowly), False, "test")
+    assert max(most) <= 3
+
+
+def test_an_interrupt_ends_it(tmp_path):
+    def work(job: Job, text: str) -> str:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_jobs(make(tmp_path, "abc"), Stages(lambda job: "", work, write), False, "test")
+    assert not list(tmp_path.glob("*.out"))
