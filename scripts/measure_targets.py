@@ -109,7 +109,7 @@ def format_spread(outcomes: Sequence[Outcome]) -> str:
         spread = [f"{value:.3f}" for value in (statistics.median(percent), max(percent))]
         tried = f"{statistics.mean(trials):.1f}", str(max(trials))
         rows.append((kind, str(len(group)), *spread, f"{largest:.4g} {UNITS[kind]}", str(above), *tried))
-    header = ("target", "searches", "median off %", "largest off %", "largest", "above", "mean trials", "most")
+    header = ("target", "searches", "median off %", "largest off %", "in its unit", "above", "mean trials", "most")
     return format_table(header, rows)
 
 

@@ -32,7 +32,7 @@ def test_commands_name_what_exists(command):
     source = (ROOT / command[0]).read_text() + (ROOT / ELSEWHERE.get(command[0], command[0])).read_text()
     for flag in (word for word in command if word.startswith("--")):
         assert f'"{flag}"' in source, flag
-    for name in (word.split("=")[-1] for word in command if re.match(r"([^=]*=)?(kodak|clic|tecnick)/", word)):
+    for name in (word.split("=")[-1] for word in command if re.match(r"([^=]*=)?(kodak|clic|tecnick)/[^.]*$", word)):
         assert WRITTEN.match(name) or resolve(name)[1].is_file()
     for name in (following for word, following in zip(command, command[1:]) if word in ("--model", "--models")):
         assert name in MODELS

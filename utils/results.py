@@ -5,7 +5,8 @@
      "points": [{"checkpoint", "model", "quality", "rate", "arithmetic", "device", "average", "images", "failed"}, ...]}
 
 All lists have one entry a checkpoint and quality, in order of bpp. CompressAI's tools read "results"; "points" is ours,
-with the records of utils/evaluation.py under "images" and their averages under "average".
+with the records of utils/evaluation.py under "images" and their averages under "average". Points that others published
+(results/) have neither notes nor "points" but "kind", "classical" or "learned", and "source", where they are from.
 """
 
 from __future__ import annotations
