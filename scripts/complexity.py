@@ -72,6 +72,9 @@ def check_flags(args: argparse.Namespace) -> None:
         raise UserError("--models are freshly initialised, --checkpoint are trained; choose one")
     if args.quality and not args.checkpoint:
         raise UserError("--quality: matters to trained models only; add --checkpoint or leave it out")
+    for path in args.checkpoint or []:
+        if not path.is_file():
+            raise UserError(f"--checkpoint {path}: there is no such file")
     for name in ("runs", "threads"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             raise UserError(f"--{name} {getattr(args, name)}: has to be 1 or more")

@@ -36,6 +36,7 @@ from utils.tables import format_table  # noqa: E402
 
 CHECKPOINT = Path(__file__).parent.parent / "assets" / "dcae-small.pt"
 BEYOND = 0.01  # share of the places whose attention is beyond the end of the colours
+LEAST = 0.01  # attention that colours tell from none
 SIDE = 1.8  # inches of a picture
 
 
@@ -100,8 +101,8 @@ def grid(rows: int, columns: int, shape: tuple[int, ...]):
 
 
 def brightest(maps: Sequence[Tensor]) -> float:
-    """Where the colours of some maps end: few places may be beyond."""
-    return torch.cat([m.flatten() for m in maps]).quantile(1 - BEYOND).item()
+    """Where the colours of some maps end: few places may be beyond. What nothing attends to stays dark."""
+    return max(LEAST, torch.cat([m.flatten() for m in maps]).quantile(1 - BEYOND).item())
 
 
 def entries_figure(images: Sequence[Shown], entries: Sequence[int], number: int, head: int | None):
