@@ -48,7 +48,7 @@ class Preset:
 LEARNED = ("dcae", "mlic++", "cca", "tcm-large")
 LATER = ("hpcm-large", "hpcm-base")  # published after the paper
 SMALLER = ("tcm-middle", "tcm-small")
-MEASURED = ("avif", "jpegxl", "webp", "jpeg2000", "jpeg-444", "jpeg-420")  # by bench_codecs.py
+MEASURED = ("avif-best", "avif", "jpegxl", "webp", "jpeg2000", "jpeg-444", "jpeg-420")  # by bench_codecs.py
 FIGURES = {
     "4": Preset("kodak", (*LEARNED, "elic", "vtm"), (0.05, 1.0)),
     "5": Preset("clic", (*LEARNED, "vtm-12.1"), (0.05, 0.7)),
