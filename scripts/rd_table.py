@@ -25,7 +25,7 @@ from utils.files import atomic_write, require_writable  # noqa: E402
 from utils.rd_curves import METRICS, Curve, load_curve, mean_seconds, metrics_of  # noqa: E402
 from utils.tables import format_markdown, format_number  # noqa: E402
 
-MEASURED = ("jpeg-420", "jpeg-444", "webp", "jpeg2000", "jpegxl", "avif", "avif-best")
+MEASURED = ("jpeg-420", "jpeg-444", "webp", "jpeg2000", "jpeg2000-db", "jpegxl", "avif", "avif-best")
 AGAINST = (*(f"kodak/measured/{name}" for name in MEASURED), "kodak/bpg-444", "kodak/vtm", "kodak/dcae")
 TIMES = ("encoding_time", "decoding_time")
 

@@ -73,7 +73,11 @@ class PillowCodec:
 
 @dataclass(frozen=True)
 class Jpeg2000Codec(PillowCodec):
-    """JPEG 2000 is told by how much to compress: 24 bits per pixel divided by the setting is the rate."""
+    """JPEG 2000 is told what to reach.
+
+    By "ratio", 24 bits per pixel divided by the setting are the rate of every image; by "dB" the setting is the PSNR
+    of every image. Other codecs keep a step size, so that images differ in both.
+    """
 
     setting_name: str = "ratio"
 
@@ -89,6 +93,7 @@ AVIF_DEFAULT = {"speed": 6, "subsampling": "4:2:0", "max_threads": 1}  # Pillow'
 # One thread, so that seconds compare. Tuned for PSNR, since by default libavif tunes for the eye. Speed 0 takes twice
 # as long as speed 1 and gains less than 0.1 dB.
 AVIF_BEST = {"speed": 1, "subsampling": "4:4:4", "autotiling": False, "advanced": {"tune": "psnr"}, "max_threads": 1}
+WAVELET = {"irreversible": True, "mct": 1}  # mct: Pillow leaves R, G and B apart by default
 
 PILLOW_CODECS = (
     PillowCodec("jpeg-444", "JPEG 4:4:4", *JPEG, JPEG_QUALITIES, {"subsampling": "4:4:4", **SMALLER}),
@@ -96,7 +101,12 @@ PILLOW_CODECS = (
     PillowCodec("webp", "WebP", "WEBP", "webp", "libwebp", (0, 6, 18, 35, 55, 72, 80, 87), {"method": 6}),
     Jpeg2000Codec(
         *("jpeg2000", "JPEG 2000", "JPEG2000", "jpg_2000", "OpenJPEG", (240, 150, 96, 60, 40, 28, 20, 15)),
-        {"irreversible": True, "mct": 1, "quality_mode": "rates"},  # mct: Pillow leaves R, G and B apart by default
+        {**WAVELET, "quality_mode": "rates"},
+    ),
+    Jpeg2000Codec(
+        *("jpeg2000-db", "JPEG 2000, equal PSNR", "JPEG2000", "jpg_2000", "OpenJPEG", (25, 27, 29, 31, 33, 35, 37, 39)),
+        {**WAVELET, "quality_mode": "dB"},
+        "dB",
     ),
     PillowCodec(*("avif", "AVIF"), *AVIF, (10, 22, 34, 45, 56, 66, 75, 82), AVIF_DEFAULT),
     PillowCodec(*("avif-best", "AVIF, best effort"), *AVIF, (8, 18, 30, 44, 60), AVIF_BEST),
