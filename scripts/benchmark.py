@@ -268,8 +268,9 @@ def machine(args: argparse.Namespace) -> dict:
     """What the numbers were measured on, without its name."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     models = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    flags = {"model": args.model, "runs": args.runs, "clock": args.clock, "threads": torch.get_num_threads()}
     versions = {"python": platform.python_version(), "torch": torch.__version__}
-    return {"cpu": models[0] if models else platform.machine(), "threads": torch.get_num_threads(), **versions}
+    return {"cpu": models[0] if models else platform.machine(), **versions, **flags}
 
 
 def main(argv: Sequence[str]) -> None:
@@ -280,13 +281,20 @@ def main(argv: Sequence[str]) -> None:
         if args.one_size:
             print(json.dumps(measure_one_size(args)))
             return
-        result = {"machine": machine(args), "model": args.model, "runs": args.runs, "clock": args.clock}
-        print(", ".join(f"{key} {value}" for key, value in (result["machine"] | {"clock": args.clock}).items()))
+        described = machine(args)
+        print(", ".join(f"{key} {value}" for key, value in described.items()))
         for name in args.parts:
-            result[name] = PARTS[name](args)
-            rows = [[f"{v:.4g}" if isinstance(v, float) else str(v) for v in row.values()] for row in result[name]]
-            print(f"\n{name}\n{format_table(list(result[name][0]), rows)}", flush=True)
-    args.output.write_text(json.dumps(result, indent=1) + "\n")
+            rows = PARTS[name](args)
+            cells = [[f"{v:.4g}" if isinstance(v, float) else str(v) for v in row.values()] for row in rows]
+            print(f"\n{name}\n{format_table(list(rows[0]), cells)}", flush=True)
+            record(args.output, name, {**described, "rows": rows})
+
+
+def record(output: Path, name: str, part: dict) -> None:
+    """Put one part into the JSON file, whose other parts stay: they may have been measured another day."""
+    content = json.loads(output.read_text()) if output.exists() else {}
+    with atomic_write(output) as file:
+        file.write((json.dumps(content | {name: part}, indent=1) + "\n").encode())
 
 
 if __name__ == "__main__":
