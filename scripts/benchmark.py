@@ -20,15 +20,12 @@ import argparse
 import copy
 import json
 import platform
-import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -46,10 +43,10 @@ from utils.files import atomic_write  # noqa: E402
 from utils.images import read_image, to_tensor, to_uint8, write_png  # noqa: E402
 from utils.inference import held  # noqa: E402
 from utils.jobs import Job, Outcome, Stages, run_jobs  # noqa: E402
+from utils.measuring import CLOCKS, image, in_turn, peak, reset_peak  # noqa: E402
 from utils.rans import Decoder, Encoder  # noqa: E402
 from utils.tables import format_table  # noqa: E402
 
-CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 KODAK_SYMBOLS = 320 * 32 * 48
 THIN = 1 << 20  # bytes of a stripe where memory is short
 
@@ -67,25 +64,6 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     add("--output", type=Path, default=ROOT / "results" / "benchmark.json")
     add("--one-size", type=float, help=argparse.SUPPRESS)
     return parser.parse_args(argv)
-
-
-def in_turn(ways: dict[str, Callable[[], Any]], args: argparse.Namespace, warm_up: bool = True) -> dict[str, float]:
-    """Median seconds of each, run one after the other, so that what disturbs the machine disturbs all."""
-    clock, seconds = CLOCKS[args.clock], {name: [] for name in ways}
-    for run in range(args.runs + warm_up):
-        for name, function in ways.items():
-            start = clock()
-            function()
-            if run >= warm_up:
-                seconds[name].append(clock() - start)
-    return {name: statistics.median(values) for name, values in seconds.items()}
-
-
-def image(megapixels: float) -> torch.Tensor:
-    """A smooth image (1, 3, H, W), 3:2, with sides that are multiples of 128."""
-    side = 128 * max(1, round((megapixels * 1e6 / 6) ** 0.5 / 128))
-    coarse = torch.rand(1, 3, side // 16, 3 * side // 32)
-    return torch.nn.functional.interpolate(coarse, (2 * side, 3 * side), mode="bicubic").clamp(0, 1)
 
 
 def fresh_model(args: argparse.Namespace):
@@ -127,7 +105,7 @@ def measure_coder(args: argparse.Namespace) -> list[dict]:
     theirs = {"encode": encode_there, "decode": decode_there}
     rows = []
     for direction in ours:
-        seconds = in_turn({"ours": ours[direction], "compressai": theirs[direction]}, args)
+        seconds = in_turn({"ours": ours[direction], "compressai": theirs[direction]}, args.runs, args.clock)
         milliseconds = {f"{name}_ms": 1000 * value for name, value in seconds.items()}
         rows.append({"what": direction, **milliseconds, "times": seconds["compressai"] / seconds["ours"]})
     return rows
@@ -148,7 +126,9 @@ def measure_transforms(args: argparse.Namespace) -> list[dict]:
     }
     rows = []
     for name, step in steps.items():
-        seconds = in_turn({way: partial(step, m, a, coded[way]) for way, (m, a) in ways.items()}, args, warm_up=False)
+        seconds = in_turn(
+            {way: partial(step, m, a, coded[way]) for way, (m, a) in ways.items()}, args.runs, args.clock, warm_up=False
+        )
         times = {f"plain/{way}": seconds["plain"] / seconds[way] for way in ("fp32", "bf16", "fp64")}
         rows.append({"what": f"{name}, s", **seconds, **times})
     return rows
@@ -185,17 +165,6 @@ def measure_one_size(args: argparse.Namespace) -> list[dict]:
     return rows
 
 
-def reset_peak() -> None:
-    """Let Linux forget the peak memory of this process."""
-    Path("/proc/self/clear_refs").write_text("5")
-
-
-def peak() -> int:
-    """Peak memory of this process in bytes since then."""
-    status = Path("/proc/self/status").read_text()
-    return 1024 * int(status.split("VmHWM:")[1].split()[0])
-
-
 def measure_folder(args: argparse.Namespace) -> list[dict]:
     """Decompressing and compressing a folder, with reading and writing beside it and without."""
     from tests.toys import toy_model
@@ -212,7 +181,7 @@ def measure_folder(args: argparse.Namespace) -> list[dict]:
         for what, jobs, stages in (("compress", to_bins, compress), ("decompress", to_images, decompress)):
             ways = {"one_at_a_time": partial(one_at_a_time, jobs, stages)}
             ways["overlapping"] = partial(run_jobs, jobs, stages, True, what)
-            seconds = in_turn(ways, argparse.Namespace(**{**vars(args), "clock": "wall"}))
+            seconds = in_turn(ways, args.runs, "wall")
             rows.append({"what": what, **{f"{way}_per_s": args.images / value for way, value in seconds.items()}})
     return rows
 
@@ -251,7 +220,7 @@ def measure_start(args: argparse.Namespace) -> list[dict]:
         programs["import and load model"] = f"import compress_and_decompress; {load}"
         run = partial(subprocess.run, cwd=ROOT, check=True, capture_output=True)
         ways = {name: partial(run, [sys.executable, "-c", code]) for name, code in programs.items()}
-        seconds = in_turn(ways, argparse.Namespace(**{**vars(args), "clock": "wall"}))
+        seconds = in_turn(ways, args.runs, "wall")
     return [{"what": name, "seconds": value} for name, value in seconds.items()]
 
 
