@@ -12,6 +12,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from models.coders import SymbolCheck
+from models.stripes import stripes_of
 from tests.toys import TOYS, toy_model
 from utils.bitstream import BitstreamError
 from utils.codec import compress_image, decompress_image, latent_shape, open_file, verify_file, without_onednn
@@ -20,17 +21,19 @@ from utils.images import read_image, to_tensor
 HERE = Path(__file__).parent
 SAMPLES = HERE.parent / "assets" / "samples"
 QUALITY = 62.5
+STRIPE = 4000  # bytes: a few rows of the toys' maps
 
 
 @contextlib.contextmanager
-def environment(threads: int, onednn: bool, explicit: bool):
-    """Another order of summation: threads, oneDNN on or off, attention as an explicit softmax or fused."""
+def environment(threads: int, onednn: bool, explicit: bool, striped: bool = False):
+    """Another order of summation: threads, oneDNN on or off, explicit or fused attention, thin stripes or none."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
         with contextlib.ExitStack() as stack:
             if not onednn:
                 stack.enter_context(without_onednn())
+            stack.enter_context(stripes_of(STRIPE if striped else None))
             if explicit:
                 stack.enter_context(sdpa_kernel(SDPBackend.MATH))
             yield
@@ -38,7 +41,8 @@ def environment(threads: int, onednn: bool, explicit: bool):
         torch.set_num_threads(before)
 
 
-ENVIRONMENTS = list(itertools.product((1, 2), (True, False), (True, False)))
+# Half of all combinations, so chosen that any three settings occur in all their combinations.
+ENVIRONMENTS = [(1 + a, bool(b), bool(c), bool(a ^ b ^ c)) for a, b, c in itertools.product((0, 1), repeat=3)]
 
 
 def photo(name: str, side: int = 90) -> torch.Tensor:
@@ -58,6 +62,29 @@ def test_matrix_of_environments(kind):
         for chosen in ENVIRONMENTS:
             with environment(*chosen):
                 decompress_image(model, data)  # raises where a symbol differs
+
+
+def test_compiled_and_eager():
+    """The networks of the entropy path as a compiler takes them apart: files are the same, and decode both ways."""
+    model, compiled, x = toy_model("dcae"), toy_model("dcae"), photo("night")
+    path = compiled.entropy_path("fp64")
+    for parent, name, network in list(networks(path)):
+        parent[name] = torch.compile(network, backend="aot_eager_decomp_partition", dynamic=False)
+    with torch.no_grad():
+        files = [compress_image(m, x) for m in (model, compiled)]
+    assert files[0] == files[1]
+    for m in (model, compiled):
+        decompress_image(m, files[0])
+
+
+def networks(path):
+    """(dict of children, name, network) of everything that the scales depend on."""
+    for name, child in path.named_children():
+        if name in ("h_z_s1", "h_z_s2"):
+            yield path._modules, name, child
+        elif name.endswith("_transforms") or name == "dt_cross_attention":
+            for i, network in child.named_children():
+                yield child._modules, i, network
 
 
 def hang_on_last_bits(network, arguments, scales):
