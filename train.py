@@ -24,7 +24,7 @@ from torch import nn
 
 from utils.checkpoint import remove_unfinished, save_checkpoint
 from utils.cli import UserError, run_program
-from utils.datasets import Crops, ImageFiles, Sampling, batch_positions, make_loader
+from utils.datasets import Crops, ImageFiles, Sampling, batch_positions, in_one_line, make_loader
 from utils.devices import describe_device
 from utils.distributed import Processes, alike, any_of, joined_processes, on_first, own_device, share_gradients
 from utils.files import require_writable
@@ -52,11 +52,11 @@ def main(argv: Sequence[str]) -> None:
         folder = alike(processes, lambda: folder_of(args))
         torch.manual_seed(args.seed)  # the same on all processes: their weights are equal and they share their noise
         survey = on_first(processes, lambda: survey_images(args))
+        plan_steps(args, survey, processes)
         start = alike(processes, lambda: find_start(args, folder))
         alike(processes, lambda: check_patch(args, start))
-        plan_steps(args, survey, processes)
         if args.start == "pca" and not start.state:
-            start_as_pca(start.model, start_images(args, survey), args.weight)
+            alike(processes, lambda: start_as_pca(start.model, start_images(args, survey), args.weight))
         if folder and processes.first:
             remove_unfinished(folder)
         state = make_state(args, start, survey, device, processes)
@@ -149,12 +149,12 @@ def open_batches(
     args: argparse.Namespace, survey: Survey, step: int, device: torch.device, processes: Processes
 ) -> Iterator:
     """The batches of this process from `step` on."""
-    images = hold_images(args, survey.images, device, processes.first)
+    images = alike(processes, lambda: hold_images(args, survey.images, device, processes.first))
     sampling = Sampling(args.seed, len(images), args.batch_size * args.accumulate * processes.count, args.downscale)
     first, last = (count * args.accumulate for count in (step, args.max_steps))
     positions = batch_positions(first, last, args.batch_size, processes.rank, processes.count)
     crops = Crops(images, sampling, args.patch_size[0])
-    return iter(make_loader(crops, positions, args.num_workers, pin=args.cuda and args.cache != "device"))
+    return in_one_line(make_loader(crops, positions, args.num_workers, pin=args.cuda and args.cache != "device"))
 
 
 def run(
@@ -238,9 +238,9 @@ def farewell(
         return f"finished at step {state.step}; " + (" and ".join(files) or "nothing was saved (--no-save)")
     if folder is None:
         return f"stopped at step {state.step}; nothing was saved (--no-save)"
-    program = "python" if processes.count == 1 else f"torchrun --nproc_per_node={processes.count}"
-    launcher = ("--resume", "--local-rank=", "--local_rank=")  # torch.distributed.launch adds the latter
-    flags = shlex.join([*(flag for flag in argv if not flag.startswith(launcher)), "--resume"])
+    program = "python" if processes.count == 1 else f"torchrun --nproc_per_node={processes.count} --"
+    dropped = ("--resume", "--continue_train", "--local-rank=", "--local_rank=")  # the last from torch's launcher
+    flags = shlex.join([*(flag for flag in argv if not flag.startswith(dropped)), "--resume"])
     return f"stopped at step {state.step} and saved; go on with: {program} train.py {flags}"
 
 

@@ -121,7 +121,7 @@ def listed(args: argparse.Namespace, paths: dict[str, Path]) -> dict[str, str]:
     """Name below --save_path -> hash as the list says. Raises UserError where an image is missing or another one."""
     chosen = read_list(args.list)
     missing = [name for name in chosen if Path(name).name not in paths]
-    names = {Path(name).name: name for name in chosen if name not in missing}
+    names = {Path(name).name: name for name in chosen if Path(name).name in paths}
     looked = tqdm(look_at_all(list(names), paths, args), "comparing", len(names), unit="image", disable=None)
     other = [names[one.name] for one in looked if one.digest != chosen[names[one.name]]]
     for what, group in (("missing", missing), ("other than listed", other)):
@@ -164,8 +164,14 @@ def look_at_all(names: Sequence[str], paths: dict[str, Path], args: argparse.Nam
 
 
 def look_at(path: Path) -> Checked:
-    """Decode one image file and hash its bytes."""
-    data = path.read_bytes()
+    """Decode one image file and hash its bytes. Raises UserError where the bytes themselves cannot be had.
+
+    That may be a failure of the moment: were it noted as an unreadable image, the set would be another one.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be opened ({error.strerror}); make it readable, and start again") from error
     try:
         short = min(read_image(path)[0].shape[:2])
     except UserError:

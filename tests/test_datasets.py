@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +21,7 @@ from utils.datasets import (
     Sampling,
     batch_positions,
     cut,
+    in_one_line,
     make_loader,
     usable_images,
 )
@@ -154,3 +157,20 @@ def test_an_image_that_breaks_off_is_passed_over_and_counted(paths, cache):
     paths[0].write_bytes(b"")
     with pytest.raises(UserError, match="not one of the images"):
         Crops(ImageFiles(paths), Sampling(0, len(paths), 1), PATCH)[0]
+
+
+def test_what_ends_a_worker_is_one_line(paths):
+    for path in paths:
+        path.write_bytes(path.read_bytes()[:300])
+    crops = Crops(ImageFiles(paths), Sampling(0, len(paths), 1), PATCH)
+    with pytest.raises(UserError, match="^--dataset: not one of the images can be decoded$"):
+        next(in_one_line(make_loader(crops, batch_positions(0, 2, 2, 0, 1), 1, pin=False)))
+    with pytest.raises(UserError, match="--num-workers 1: a process that reads images was ended"):
+        next(in_one_line(make_loader(Killed(), [[0]], 1, pin=False)))
+
+
+class Killed(torch.utils.data.Dataset):
+    """A dataset whose process is killed, as the system does when memory runs out."""
+
+    def __getitem__(self, _: int):
+        os.kill(os.getpid(), signal.SIGKILL)

@@ -120,3 +120,18 @@ def test_another_set_in_the_folder_is_refused(originals, tmp_path):
     prepare(originals, tmp_path / "set", "--images", "10", "--validation", "2")
     with pytest.raises(UserError, match="another set"):
         prepare(originals, tmp_path / "set", "--images", "5", "--validation", "0")
+
+
+def test_a_file_that_may_not_be_opened_ends_the_program(originals, tmp_path, monkeypatch):
+    """In a worker process, which inherits what is patched; such a file is not noted as an unreadable image."""
+    read = Path.read_bytes
+
+    def refused(path):
+        if path.suffix == ".jpg":
+            raise PermissionError(13, "Permission denied")
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", refused)
+    with pytest.raises(UserError, match=r"jpg: cannot be opened \(Permission denied\); make it readable"):
+        prepare(originals, tmp_path / "set")
+    assert not (tmp_path / "set" / JOURNAL).read_text()

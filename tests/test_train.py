@@ -7,6 +7,7 @@ import re
 import shlex
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,9 +21,11 @@ from tests.toys import TOYS, toy_image, toy_model
 from train import main
 from utils.checkpoint import save_checkpoint
 from utils.cli import UserError, run_program
+from utils.distributed import Processes
 from utils.evaluation import average, evaluate_images
 from utils.images import to_uint8, write_png
 from utils.split import split_folder
+from utils.stopping import StopRequest
 from utils.train_flags import check_flags, parse_arguments, settings
 
 TWO_STEPS = ("--batch-size", "2", "--max-steps", "2", "--val-every", "0")
@@ -46,7 +49,7 @@ def trained(photos, tmp_path_factory):
 def weights(tmp_path_factory):
     """Checkpoints of toys as other programs write them: weights alone."""
     folder = tmp_path_factory.mktemp("weights")
-    for kind in ("dcae", "tcm"):
+    for kind in ("dcae", "dcae-variable-rate", "tcm"):
         save_checkpoint(folder / f"{kind}.pth.tar", {"state_dict": toy_model(kind).state_dict()})
     return folder
 
@@ -153,6 +156,24 @@ def test_resume_without_a_run_starts_one(photos, tmp_path, capsys):
     main(flags(photos, tmp_path, *TWO_STEPS, "--resume"))
     assert "there is nothing to resume" in capsys.readouterr().err
     assert checkpoint(tmp_path)["step"] == 2
+
+
+def test_resuming_names_the_settings_that_changed_and_no_others(photos, tmp_path, capsys):
+    more = ("--batch-size", "7", "--val-every", "0")
+    main(flags(photos, tmp_path, *more, "--epochs", "1"))
+    main(flags(photos, tmp_path, *more, "--epochs", "1", "--resume"))
+    assert f"going on with {tmp_path}/latest.pt after step 1\n" in capsys.readouterr().err
+    main(flags(photos, tmp_path, *more, "--epochs", "2", "--resume"))
+    assert "after step 1; epochs was 1 and is 2; max_steps was 1 and is 2" in capsys.readouterr().err
+
+
+def test_the_command_to_go_on_is_one_that_is_possible(tmp_path):
+    stop, state = StopRequest(), SimpleNamespace(step=3)
+    given = ["-d", "my photos", "--checkpoint", "a.pt", "--continue_train", "--local-rank=0"]
+    said = train.farewell(state, stop, tmp_path, given, Processes(0, 2))
+    command = said.partition("go on with: ")[2]
+    assert command == "torchrun --nproc_per_node=2 -- train.py -d 'my photos' --checkpoint a.pt --resume"
+    check_flags(parse_arguments(shlex.split(command.partition("train.py ")[2])))
 
 
 def test_fine_tuning_starts_from_weights_with_fresh_optimizers(trained, photos, tmp_path, capsys):
@@ -294,7 +315,9 @@ def test_documented_scalars_are_logged(trained):
         (("--continue_train",), "--checkpoint"),
         (("--precision", "fp16"), "--precision fp16"),
         (("--schedule", "cosine", "--lr_epoch", "3"), "--lr_epoch"),
+        (("--checkpoint", "WEIGHTS/dcae-variable-rate.pth.tar"), "add --variable-rate"),
         (("--clip_max_norm", "-1"), "--clip_max_norm"),
+        (("--clip_max_norm", "nan"), "--clip_max_norm"),
         (("--resume", "--no-save"), "--resume"),
         (("--keep-every", "3", "--no-save"), "--keep-every"),
         (("--no-save",), "--save_path: --no-save"),

@@ -18,6 +18,7 @@ import torch
 from tests.toy_training import ENVIRONMENT, RECIPE, ROOT, checkpoint, equal, events, flags, launched, run, write_photos
 from tests.toys import toy_model
 from train import main
+from utils import distributed
 from utils.checkpoint import save_checkpoint
 from utils.cli import UserError
 from utils.distributed import joined_processes
@@ -121,7 +122,7 @@ def test_a_signal_to_torchrun_saves_the_state_of_all(photos, tmp_path):
     process.terminate()
     said = process.communicate(timeout=60)[1]
     step = checkpoint(tmp_path)["step"]
-    assert said.count(f"stopped at step {step} and saved; go on with: torchrun --nproc_per_node=2 train.py") == 1
+    assert said.count(f"stopped at step {step} and saved; go on with: torchrun --nproc_per_node=2 -- train.py") == 1
     assert events(tmp_path, "train")[-1]["step"] == step
 
 
@@ -161,8 +162,18 @@ def test_more_processes_than_gpus(monkeypatch):
     with pytest.raises(UserError, match="--nproc_per_node=4: there are only 2 GPUs"), joined_processes(cuda=True):
         pass
     monkeypatch.setenv("RANK", "1")  # the first says it for all
+    monkeypatch.setattr(distributed, "TIME_TO_SPEAK", 0)
     with pytest.raises(SystemExit), joined_processes(cuda=True):
         pass
+
+
+def test_the_first_process_alone_says_what_is_wrong_with_the_flags(monkeypatch, capsys):
+    monkeypatch.setattr(distributed, "TIME_TO_SPEAK", 0)
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        with pytest.raises(SystemExit) as left:
+            main(["-d", "photos", "--batch-size", "0"])
+        assert left.value.code == 2 and ("--batch-size" in capsys.readouterr().err) == (rank == "0")
 
 
 # ---- the papers' command for several GPUs --------------------------------------------------------------------------

@@ -191,6 +191,15 @@ def test_twenty_in_a_row_end_the_run_with_the_reason():
     assert all(parameter.isfinite().all() for parameter in state.model.parameters())
 
 
+def test_a_full_gpu_is_one_line():
+    def full(x, quality):
+        raise torch.OutOfMemoryError("CUDA out of memory.\nand a table")
+
+    with pytest.raises(UserError, match="--batch-size 2: needs more memory than the GPU has;.*--accumulate") as raised:
+        train_step(fresh_state(), full, batches(), recipe())
+    assert "\n" not in str(raised.value)
+
+
 def test_variable_rate_is_trained_with_the_balanced_loss():
     state, (pixels, quality, _) = fresh_state(kind="dcae-variable-rate"), next(batches())
     values = train_step(state, state.model.eval(), batches(), recipe(weight=None)).values
@@ -267,3 +276,11 @@ def test_a_state_survives_its_checkpoint(tmp_path):
         pair = (getattr(one, kind).state_dict() for one in (state, other))
         assert all(torch.equal(a, b) for a, b in zip(*(s.values() for s in pair)))
     assert not torch.equal(state.usable.g_a[0].conv.weight, state.model.g_a[0].conv.weight)
+
+
+def test_a_run_goes_on_in_fp16():
+    """What another precision left holds no loss scale: it starts from its own."""
+    content, other = fresh_state().to_checkpoint(), fresh_state()
+    other.scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    other.restore(content)
+    assert content["scaler"] == {} and other.scaler.get_scale() == 8

@@ -208,6 +208,21 @@ def make_loader(crops: Crops, batches: Iterable[list[int]], workers: int, pin: b
     )
 
 
+def in_one_line(loader: DataLoader) -> Iterator:
+    """The loader's batches. What ends a worker process becomes a UserError without that process's traceback."""
+    try:
+        yield from loader
+    except UserError as error:
+        raise UserError(str(error).strip().splitlines()[-1].removeprefix("utils.cli.UserError: ")) from error
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise UserError(
+            f"--num-workers {loader.num_workers}: a process that reads images was ended from outside, as when memory"
+            " runs out; use fewer"
+        ) from error
+
+
 def leave_signals_to_parent(_: int) -> None:
     """A worker process ends when its parent says so: Ctrl-C reaches it too, and must not stop it earlier."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from utils.cli import UserError
 from utils.devices import choose_device
 
 Result = TypeVar("Result")
+TIME_TO_SPEAK = 3.0  # seconds
 PATIENCE = timedelta(hours=2)  # while the first process looks through a large dataset, the others wait for it
 
 
@@ -44,8 +46,9 @@ def joined_processes(cuda: bool) -> Iterator[Processes]:
     try:
         own_device(cuda)
         require_free_port(processes)
-    except UserError as error:
-        raise end_of(processes, str(error)) from error
+    except UserError:
+        leave_it_to_the_first()
+        raise
     if processes.count == 1:
         yield processes
         return
@@ -128,6 +131,16 @@ def on_first(processes: Processes, function: Callable[[], Result]) -> Result:
     if box[1]:
         raise end_of(processes, box[1])
     return box[0]
+
+
+def leave_it_to_the_first() -> None:
+    """Before an error that all processes meet alike, and have not met each other yet: all but the first leave.
+
+    They wait, because the launcher ends the others as soon as one has left, and the first may not have spoken.
+    """
+    if int(os.environ.get("RANK", 0)):
+        time.sleep(TIME_TO_SPEAK)
+        raise SystemExit(2)
 
 
 def end_of(processes: Processes, problem: str) -> UserError | SystemExit:

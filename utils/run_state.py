@@ -73,8 +73,10 @@ class RunState:
         self.model.load_state_dict(trained)
         if self.average:
             self.average.model.load_state_dict(content["state_dict"])
-        for part in ("optimizer", "aux_optimizer", "scaler"):
+        for part in ("optimizer", "aux_optimizer"):
             getattr(self, part).load_state_dict(content[part])
+        if content["scaler"]:  # empty where the run so far was not in fp16
+            self.scaler.load_state_dict(content["scaler"])
         for key in ("step", "best", "validated", "not_finite"):
             setattr(self, key, content[key])
         set_random_state(content["rng"])

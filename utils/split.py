@@ -10,7 +10,7 @@ from pathlib import Path
 from utils.cli import UserError
 from utils.images import find_images
 
-SHORTEST_LIST = 2  # one image to train on, one to validate on
+FEWEST_IMAGES = 2  # one image to train on, one to validate on
 VALIDATION_SHARE, VALIDATION_IMAGES = 0.02, 24
 
 
@@ -38,7 +38,7 @@ def split_folder(folder: Path, share: float | None = None, most: int | None = No
         if share is not None:
             raise UserError(f"--val-share {share:g}: {test} holds the images to validate on; leave out the flag")
         return Split(found, by_hash(find_images(test, recursive=True), test)[:most], f"{below} and {test}")
-    if len(found) < SHORTEST_LIST:
+    if len(found) < FEWEST_IMAGES:
         raise UserError(f"--dataset {folder}: one image is too few, validation needs another; add images")
     return divide(found, below, VALIDATION_SHARE if share is None else share, most or VALIDATION_IMAGES)
 

@@ -76,12 +76,14 @@ def go_on(args: argparse.Namespace, path: Path) -> Start:
 def changes(before: dict[str, Any], now: dict[str, Any]) -> str:
     """In words, what is set differently from when the checkpoint was written."""
     names = [name for name in now if name in before and before[name] != now[name]]
-    return "".join(f"; --{name} was {before[name]} and is {now[name]}" for name in names)
+    return "".join(f"; {name} was {before[name]} and is {now[name]}" for name in names)
 
 
 def check_model(args: argparse.Namespace, path: Path, name: str, config: dict[str, Any]) -> None:
     """Raise UserError where the flags name another model or size than the checkpoint holds."""
     full = default_config(name) | config
+    if full.get("variable_rate") and not args.variable_rate:
+        raise UserError(f"{path}: holds a variable-rate model; add --variable-rate")
     wanted = requested_options(args, args.model or name)
     if args.model:
         if MODELS[args.model].args != MODELS[name].args:  # of different classes
@@ -98,13 +100,10 @@ def from_weights(args: argparse.Namespace) -> Start:
     name = BUILD_NAMES.get(source.model_name, source.model_name)
     added = args.variable_rate and not source.variable_rate
     config = {**source.config, "variable_rate": source.variable_rate or args.variable_rate}
-    if source.variable_rate and not args.variable_rate:
-        raise UserError(f"--checkpoint {args.checkpoint}: a variable-rate model; add --variable-rate")
     check_model(args, args.checkpoint, name, config)
     model = build_model(name, **config)
-    weights = {
-        key: value for key, value in source.state_dict().items() if not TABLES.search(key)
-    }  # they are stale soon
+    # entropy tables are left out: training makes them stale
+    weights = {key: value for key, value in source.state_dict().items() if not TABLES.search(key)}
     model.load_state_dict(weights, strict=False)
     gains = " and new gain units" if added else ""
     text = f"starting from the weights of {args.checkpoint}{gains}, with fresh optimizers, schedule and step count"

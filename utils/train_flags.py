@@ -7,10 +7,11 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from models import MODELS, default_config
 from utils.cli import UserError
+from utils.distributed import leave_it_to_the_first
 from utils.losses import DEFAULT_LAMBDA, METRICS
 from utils.metrics import MS_SSIM_SMALLEST
 from utils.training import PRECISIONS
@@ -18,9 +19,17 @@ from utils.training import PRECISIONS
 NOT_SETTINGS = ("debug", "resume", "local_rank")  # they do not change what is trained
 
 
+class Parser(argparse.ArgumentParser):
+    """Of several processes that got the same wrong flags, the first one says so."""
+
+    def error(self, message: str) -> NoReturn:
+        leave_it_to_the_first()
+        super().error(message)
+
+
 def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     """The flags of the papers' program, and ours. Defaults are the paper's recipe (DCAE, Section 4.1)."""
-    parser = argparse.ArgumentParser(description="Train a model on a folder of images.", allow_abbrev=False)
+    parser = Parser(description="Train a model on a folder of images.", allow_abbrev=False)
     for add in (add_model, add_data, add_recipe, add_machine, add_records):
         add(parser.add_argument_group(add.__doc__).add_argument)
     args = parser.parse_args(argv)
@@ -64,12 +73,7 @@ def add_recipe(add) -> None:
     add("--accumulate", type=positive, default=1, help="passes a step (default: 1)")
     add("-lr", "--learning-rate", type=positive_float, default=1e-4, help="default: 1e-4")
     add("--schedule", choices=("step", "cosine", "constant"), default="step", help="default: step")
-    add(
-        "--lr_epoch",
-        type=positive,
-        nargs="+",
-        help="epochs after which the rate falls tenfold (default: after 80%%)",
-    )
+    add("--lr_epoch", type=positive, nargs="+", help="epochs after which the rate falls tenfold (default: after 80%%)")
     add("--warmup", type=natural, default=0, help="steps in which the rate rises (default: 0)")
     add("--aux-learning-rate", type=positive_float, default=1e-3, help="of the quantiles (default: 1e-3)")
     add("--clip_max_norm", type=float, default=1.0, help="of the gradient, 0 for no limit (default: 1)")
@@ -154,7 +158,7 @@ def check_flags(args: argparse.Namespace) -> None:
         (args.cache == "device" and args.num_workers, "--num-workers: --cache device takes the crops on the device"),
         (args.cache == "device" and args.downscale, "--downscale: not possible with --cache device; use --cache ram"),
         (args.precision == "fp16" and not args.cuda, "--precision fp16: for GPUs (--cuda); use bf16 on a CPU"),
-        (args.clip_max_norm < 0, "--clip_max_norm: give 0 or more"),
+        (not args.clip_max_norm >= 0, "--clip_max_norm: give 0 or more"),  # nan as well
     )  # fmt: skip
     for wrong, message in problems:
         if wrong:

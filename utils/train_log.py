@@ -128,7 +128,7 @@ def forget_after(path: Path, step: int, validated: int) -> None:
     if not path.exists():
         return
     lines = path.read_text().splitlines()
-    kept = [line for line in lines if _step_of(line) <= (validated if '"validation"' in line else step)]
+    kept = [line for line in lines if _step_of(line) <= (validated if '"event": "validation"' in line else step)]
     if len(kept) < len(lines):
         with atomic_write(path) as file:
             file.write("".join(f"{line}\n" for line in kept).encode())

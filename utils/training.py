@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from models.layers.gain import lambda_of_quality
+from utils.cli import UserError
 from utils.distributed import Processes, end_of, mean_over
 from utils.losses import rate_distortion
 from utils.optimization import clip_gradient, set_rate, weights_of
@@ -63,7 +64,7 @@ def train_step(
         pixels, quality, passed = next(batches)
         waited, passed_over = waited + time.perf_counter() - begin, passed_over + float(passed.sum())
         with local_gradients(network, i + 1 < recipe.accumulate):
-            passes.append(run_pass(state, network, pixels, quality, recipe))
+            passes.append(run_within_memory(state, network, pixels, quality, recipe))
     parts = {name: torch.stack([part[name] for part in passes]).mean(0) for name in passes[0]}
     aux = state.model.aux_loss()
     aux.backward()
@@ -84,6 +85,17 @@ def train_step(
 def local_gradients(network: nn.Module, wanted: bool) -> AbstractContextManager:
     """Within it, DDP adds gradients up on this process and leaves their exchange to a later pass."""
     return network.no_sync() if wanted and hasattr(network, "no_sync") else nullcontext()
+
+
+def run_within_memory(
+    state: RunState, network: nn.Module, pixels: Tensor, quality: Tensor, recipe: Recipe
+) -> dict[str, Tensor]:
+    """`run_pass`, with a full GPU as a UserError."""
+    try:
+        return run_pass(state, network, pixels, quality, recipe)
+    except torch.OutOfMemoryError as error:
+        way_out = "choose a smaller one with a larger --accumulate, or --precision bf16"
+        raise UserError(f"--batch-size {len(pixels)}: needs more memory than the GPU has; {way_out}") from error
 
 
 def run_pass(state: RunState, network: nn.Module, pixels: Tensor, quality: Tensor, recipe: Recipe) -> dict[str, Tensor]:
