@@ -25,6 +25,7 @@ import torch
 from models import MODELS, build_model, default_config, load_model
 from models.base import SliceCompressionModel
 from utils.bitstream import BitstreamError
+from utils.checkpoint import DEFAULT_CHECKPOINT
 from utils.cli import UserError, run_program
 from utils.codec import (
     DEFAULT_PADDING,
@@ -43,7 +44,6 @@ from utils.reconstructions import output_names
 from utils.targets import KINDS, Target, compress_to_target
 
 Coded = tuple[Any, Outcome]  # what is written to a file, and what is said about it
-DEFAULT_CHECKPOINT = Path(__file__).parent / "assets" / "dcae-small.pt"
 
 
 def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
@@ -108,8 +108,6 @@ def get_model(args: argparse.Namespace, device: torch.device) -> SliceCompressio
         model.update()
         print("warning: these weights are random; the images will be useless", file=sys.stderr)
         return model.to(device).eval()
-    if args.checkpoint is None and not DEFAULT_CHECKPOINT.is_file():
-        raise UserError("--checkpoint is missing, and there is no default model at assets/dcae-small.pt; name a file")
     model = load_model(args.checkpoint or DEFAULT_CHECKPOINT, device)
     if args.model and default_config(args.model) != model.config:
         raise UserError(f"--checkpoint {args.checkpoint}: is not {args.model}; leave --model out to use it as it is")

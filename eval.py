@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from utils.checkpoint import DEFAULT_CHECKPOINT
 from utils.cli import UserError, run_program
 from utils.curve import Point, Report, evaluate_point, plan_points
 from utils.devices import choose_device
@@ -29,8 +30,6 @@ from utils.inference import add_inference_flags, apply_inference_flags
 from utils.reconstructions import ImageFile, list_images, refuse_overwriting
 from utils.report import ReportFolder, require_report_folder
 from utils.results import make_results, to_json, write_results
-
-DEFAULT_CHECKPOINT = Path(__file__).parent / "assets" / "dcae-small.pt"
 
 
 def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
@@ -57,13 +56,12 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def check_checkpoints(given: list[Path] | None) -> list[Path]:
-    """The files to evaluate. Raises UserError where there is no such file, or no default."""
-    if not given and not DEFAULT_CHECKPOINT.is_file():
-        raise UserError("--checkpoint is missing, and there is no default model at assets/dcae-small.pt; name a file")
-    for path in given or []:
+    """The files to evaluate. Raises UserError where there is no such file."""
+    paths = given or [DEFAULT_CHECKPOINT]
+    for path in paths:
         if not path.is_file():
             raise UserError(f"--checkpoint {path}: there is no such file")
-    return given or [DEFAULT_CHECKPOINT]
+    return paths
 
 
 def check_flags(args: argparse.Namespace) -> None:

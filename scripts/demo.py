@@ -18,6 +18,7 @@ sys.path.insert(0, str(ROOT))
 
 import compress_and_decompress  # noqa: E402
 from scripts import compare_crops  # noqa: E402
+from utils.checkpoint import DEFAULT_CHECKPOINT  # noqa: E402
 from utils.cli import run_program  # noqa: E402
 
 SAMPLES, DEMO = ROOT / "assets" / "samples", ROOT / "demo"
@@ -31,7 +32,7 @@ def main(argv: Sequence[str]) -> int:
         flags = [f"--mode={mode}", f"--data={local(data)}", f"--save_path={local(save_path)}", "--overwrite", *argv]
         if status := run(compress_and_decompress.main, "compress_and_decompress.py", flags):
             return status
-    shipped = local(compress_and_decompress.DEFAULT_CHECKPOINT)
+    shipped = local(DEFAULT_CHECKPOINT)
     sources = [f"dcae-small={shipped}:{LOW_QUALITY}", "JPEG=jpeg-420", "AVIF=avif"]
     for name, crop in COMPARED:
         flags = [f"--data={local(SAMPLES / name)}.png", f"--output={local(DEMO)}/{name}.png", "--same-bytes"]

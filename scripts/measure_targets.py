@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from models import load_model  # noqa: E402
 from models.base import SliceCompressionModel  # noqa: E402
+from utils.checkpoint import DEFAULT_CHECKPOINT  # noqa: E402
 from utils.cli import UserError, run_program  # noqa: E402
 from utils.codec import compress_image, decompress_image  # noqa: E402
 from utils.images import find_images, read_image, to_tensor  # noqa: E402
@@ -30,7 +31,6 @@ from utils.results import to_json  # noqa: E402
 from utils.tables import format_table  # noqa: E402
 from utils.targets import KINDS, Target, compress_to_target  # noqa: E402
 
-DEFAULT_CHECKPOINT = Path(__file__).parent.parent / "assets" / "dcae-small.pt"
 UNITS = {"bpp": "bpp", "size": "bytes", "psnr": "dB"}
 
 

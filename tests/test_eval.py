@@ -189,7 +189,7 @@ def test_cuda_without_a_gpu_is_an_error(checkpoints, data, monkeypatch):
 
 def test_without_a_checkpoint_the_default_is_used_if_it_is_there(checkpoints, data, tmp_path, monkeypatch):
     monkeypatch.setattr(program, "DEFAULT_CHECKPOINT", tmp_path / "none.pt")
-    with pytest.raises(UserError, match="--checkpoint is missing"):
+    with pytest.raises(UserError, match="none.pt: there is no such file"):
         run("--data", data)
     monkeypatch.setattr(program, "DEFAULT_CHECKPOINT", checkpoints["dcae"])
     assert run("--data", data) == 0

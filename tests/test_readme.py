@@ -20,7 +20,8 @@ COMMANDS = [line for line in README.splitlines() if re.match(r"python \S+\.py ",
 def test_flags_exist(program):
     done = subprocess.run([sys.executable, program, "--help"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0
-    used = {word for line in COMMANDS if f" {program} " in line for word in shlex.split(line, comments=True) if word.startswith("--")}
+    words = [word for line in COMMANDS if f" {program} " in line for word in shlex.split(line, comments=True)]
+    used = {word for word in words if word.startswith("--")}
     assert used and all(re.search(rf"(^|[\s,\[]){flag}\b", done.stdout) for flag in used)
 
 

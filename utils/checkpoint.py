@@ -13,6 +13,8 @@ import torch
 from utils.cli import UserError
 from utils.files import atomic_write
 
+DEFAULT_CHECKPOINT = Path(__file__).parent.parent / "assets" / "dcae-small.pt"  # what programs use if none is named
+
 
 def read_checkpoint(path: str | Path, device: str = "cpu") -> dict[str, Any]:
     """The dictionary that torch.save wrote, read with `weights_only=True`: no code in the file is run.
