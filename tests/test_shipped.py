@@ -1,0 +1,107 @@
+"""The model in assets: what it promises, and files that people have stored."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from models import load_model
+from tests.test_portable import ENVIRONMENTS, environment
+from utils.checkpoint import DEFAULT_CHECKPOINT
+from utils.codec import compress_image, decompress_image, verify_file
+from utils.images import read_image, to_tensor, to_uint8, write_png
+from utils.metrics import psnr
+
+STORED = Path(__file__).parent / "shipped"
+SAMPLES = Path(__file__).parent.parent / "assets" / "samples"
+FILES = {"girl-10": ("girl", 10.0), "city-55.5": ("city", 55.5), "flowers-100": ("flowers", 100.0)}
+SIDE = (200, 230)  # of the stored files' images: no multiples of anything
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def model():
+    return load_model(DEFAULT_CHECKPOINT)
+
+
+def photo(name: str, height: int = SIDE[0], width: int = SIDE[1]) -> torch.Tensor:
+    return to_tensor(read_image(SAMPLES / f"{name}.png")[0][150 : 150 + height, 200 : 200 + width])
+
+
+def test_it_is_small(model):
+    assert DEFAULT_CHECKPOINT.stat().st_size <= 20e6
+    assert sum(p.numel() for p in model.parameters()) <= 12e6
+    assert model.variable_rate and model.config["dictionary_entries"] and model.config["msfa"]
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_stored_files_give_the_images_they_gave(model, name):
+    """Their symbols are checked by the file itself; the synthesis may round some pixels otherwise on other machines."""
+    then = read_image(STORED / f"{name}.png")[0].astype(int)
+    now = to_uint8(decompress_image(model, (STORED / f"{name}.bin").read_bytes())).astype(int)
+    assert now.shape == then.shape == (*SIDE, 3)
+    assert abs(now - then).max() <= 1 and (now != then).mean() < 1e-3
+
+
+def test_all_orders_of_summation_give_one_file(model):
+    """Full size: threads x oneDNN x explicit attention x stripes, written under each and read under each."""
+    x, files = photo("city", 128, 128), set()
+    for chosen in ENVIRONMENTS:
+        with environment(*chosen):
+            files.add(compress_image(model, x, 40.0))
+    assert len(files) == 1
+    for chosen in ENVIRONMENTS:
+        with environment(*chosen):
+            decompress_image(model, *files)
+
+
+@pytest.mark.parametrize("name", ["grass", "pixel"])
+def test_rate_is_that_of_fast_files(model, name):
+    """float64 changes rate and distortion by less than 0.01 %."""
+    x = photo(name, 320, 320)
+    fast, portable = (compress_image(model, x, 90.0, arithmetic) for arithmetic in ("fp32", "fp64"))
+    qualities = [psnr(x, to_tensor(to_uint8(decompress_image(model, data)))) for data in (fast, portable)]
+    assert abs(len(portable) / (len(fast) - 2) - 1) < 1e-4 + 4 / len(fast)  # fast files say where they were written
+    assert qualities[0] == pytest.approx(qualities[1], rel=1e-4)
+    verify_file(model, portable)
+
+
+@pytest.mark.parametrize("name", ["city", "girl", "flowers", "night"])
+def test_better_than_jpeg_at_every_rate(model, name):
+    """At three qualities, JPEG in no fewer bytes is at least 0.2 dB behind; rate and PSNR rise with quality."""
+    x, rates, qualities = photo(name, 320, 320), [], []
+    for quality in (10.0, 45.0, 80.0):
+        data = compress_image(model, x, quality, "fp32")
+        rates.append(len(data))
+        qualities.append(psnr(x, to_tensor(to_uint8(decompress_image(model, data)))))
+        assert qualities[-1] > psnr(x, to_tensor(jpeg_in_at_least(len(data), to_uint8(x)))) + 0.2
+    assert rates == sorted(rates) and qualities == sorted(qualities)
+
+
+def jpeg_in_at_least(size: int, pixels: np.ndarray) -> np.ndarray:
+    """The pixels as the smallest JPEG of `size` bytes or more gives them."""
+    for quality in range(1, 101):
+        file = io.BytesIO()
+        Image.fromarray(pixels).save(file, "JPEG", quality=quality, optimize=True)
+        if file.tell() >= size:
+            break
+    return np.asarray(Image.open(file))
+
+
+def write_files() -> None:
+    """Once for a model: its files and what they give."""
+    model = load_model(DEFAULT_CHECKPOINT)
+    for stem, (name, quality) in FILES.items():
+        data = compress_image(model, photo(name), quality)
+        (STORED / f"{stem}.bin").write_bytes(data)
+        write_png(STORED / f"{stem}.png", to_uint8(decompress_image(model, data)))
+
+
+if __name__ == "__main__":
+    write_files()
