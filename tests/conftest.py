@@ -1,9 +1,13 @@
 """What test files share, and which tests run: few machines have a browser that a program can drive."""
 
-import pytest
+import os
 
-from tests.toys import TOYS, toy_model
-from utils.checkpoint import save_checkpoint
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # toys are too small for threads to pay; before torch starts its own
+
+import pytest  # noqa: E402
+
+from tests.toys import TOYS, toy_model  # noqa: E402
+from utils.checkpoint import save_checkpoint  # noqa: E402
 
 
 def pytest_collection_modifyitems(config, items):
