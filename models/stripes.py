@@ -106,8 +106,10 @@ def convolve(layer: nn.Conv2d, rows: Tensor, border: Border) -> Tensor:
     x = to_map(rows)
     if border[0] != border[1]:
         x, border = F.pad(x, (0, 0, *border)), (0, 0)
+    if layer.stride[0] > 1:  # channels last, oneDNN's strided convolutions have rounding errors several times as large
+        x = x.contiguous()
     padding = (border[0], layer.padding[1])
-    return to_tokens(F.conv2d(x, layer.weight, layer.bias, layer.stride, padding, groups=layer.groups))
+    return to_tokens(F.conv2d(x, layer.weight, layer.bias, layer.stride, padding, groups=layer.groups)).contiguous()
 
 
 def pointwise(layer: nn.Conv2d, rows: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ HERE = Path(__file__).parent / "reference"
 MODELS = {"dcae": "dcae", "tcm": "tcm-large", "icwem": "icwem"}
 SIZES = ("256x256", "200x312")
 BOUNDS = {  # what another order of summation may change; a real mistake changes more
-    "dcae": {"y": 1e-4, "means": 1e-5, "scales": 1e-5, "x_hat": 1e-5},
+    "dcae": {"y": 5e-5, "means": 1e-5, "scales": 1e-5, "x_hat": 1e-5},
     "tcm": {"y": 5e-5, "means": 1e-4, "scales": 1e-4, "x_hat": 5e-5},
     "icwem": {"y": 5e-5, "means": 1e-4, "scales": 1e-4, "x_hat": 5e-5},
 }
