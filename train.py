@@ -150,7 +150,8 @@ def open_batches(
 ) -> Iterator:
     """The batches of this process from `step` on."""
     images = alike(processes, lambda: hold_images(args, survey.images, device, processes.first))
-    sampling = Sampling(args.seed, len(images), args.batch_size * args.accumulate * processes.count, args.downscale)
+    batch = args.batch_size * args.accumulate * processes.count
+    sampling = Sampling(args.seed, len(images), batch, args.downscale, args.recolor)
     first, last = (count * args.accumulate for count in (step, args.max_steps))
     positions = batch_positions(first, last, args.batch_size, processes.rank, processes.count)
     crops = Crops(images, sampling, args.patch_size[0])

@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import permutations
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,8 @@ from tqdm import tqdm
 from utils.cli import UserError
 from utils.images import FORMATS, read_image
 
+ORDERS = tuple(permutations(range(3)))  # of red, green and blue; the first is the image's own
+SATURATION_MAX = 2.0
 DOWNSCALE_MIN = 0.5  # JPEG's 8x8 blocks are gone at half the size
 
 
@@ -130,6 +133,8 @@ class Draw:
     flip_rows: bool
     flip_columns: bool
     quality: float
+    saturation: float = 1.0  # 0 for grey, 1 for the image as it is, up to SATURATION_MAX
+    channels: tuple[int, ...] = (0, 1, 2)  # the order they are taken in
 
 
 @dataclass(frozen=True)
@@ -140,20 +145,22 @@ class Sampling:
     images: int
     batch: int
     downscale: float = 0.0  # share of samples taken from a reduced image
+    recolor: float = 0.0  # share of samples with other colours: another saturation, and channels in any order
 
     def draw(self, position: int) -> Draw:
         """The sample at a position; its image comes from a new permutation each epoch."""
         epoch, place = divmod(position, self.images)
-        u = np.random.Generator(np.random.Philox(key=(self.seed << 64) + position)).random(7)
+        u = np.random.Generator(np.random.Philox(key=(self.seed << 64) + position)).random(10)
         reduced = u[0] < self.downscale
         down = DOWNSCALE_MIN + (1 - DOWNSCALE_MIN) * u[1] if reduced else 1.0
         quality = 1 + 99 * (position % self.batch + u[6]) / self.batch
-        image = int(permutation(self.seed, epoch, self.images)[place])
-        return Draw(image, down, u[2], u[3], u[4] < 0.5, u[5] < 0.5, quality)
+        image = int(shuffled(self.seed, epoch, self.images)[place])
+        colors = (SATURATION_MAX * u[8], ORDERS[int(6 * u[9])]) if u[7] < self.recolor else ()
+        return Draw(image, down, u[2], u[3], u[4] < 0.5, u[5] < 0.5, quality, *colors)
 
 
 @lru_cache(maxsize=2)
-def permutation(seed: int, epoch: int, images: int) -> np.ndarray:
+def shuffled(seed: int, epoch: int, images: int) -> np.ndarray:
     """The order of the images in an epoch; another stream than the samples'."""
     stream = np.random.Philox(key=(seed << 64) + epoch, counter=1 << 192)
     return np.random.Generator(stream).permutation(images)
@@ -168,8 +175,17 @@ def cut(image: Tensor, draw: Draw, patch: int) -> Tensor:
     if side != patch:
         reduced = Image.fromarray(crop.numpy()).resize((patch, patch), Image.Resampling.LANCZOS)
         crop = torch.from_numpy(np.array(reduced))
+    if draw.saturation != 1:
+        crop = recolored(crop, draw)
     flips = [axis for axis, flip in enumerate((draw.flip_rows, draw.flip_columns)) if flip]
     return crop.flip(flips) if flips else crop
+
+
+def recolored(crop: Tensor, draw: Draw) -> Tensor:
+    """The crop uint8 (H, W, 3) with its colours moved from or towards its mean of the channels, in their new order."""
+    crop = crop[..., list(draw.channels)].float()
+    grey = crop.mean(-1, keepdim=True)
+    return (grey + draw.saturation * (crop - grey)).round().clamp(0, 255).to(torch.uint8)
 
 
 class Crops(Dataset):

@@ -59,6 +59,7 @@ def add_data(add) -> None:
     add("--val-images", type=positive, help="validate at most so many (default: 24, or all of test/)")
     add("--patch-size", type=positive, nargs="+", default=[256], help="side of the crops in pixels (default: 256)")
     add("--downscale", type=fraction, default=0.0, help="share of crops from images reduced down to half (default: 0)")
+    add("--recolor", type=fraction, default=0.0, help="share of crops with other colours (default: 0)")
     add("--cache", choices=("none", "ram", "device"), default="none", help="keep the decoded images there")
     add("-n", "--num-workers", type=natural, help="processes that read images (default: up to 8, 0 with --cache)")
 
