@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -45,9 +46,9 @@ def paths(tmp_path) -> list[Path]:
     return write_images(tmp_path / "a", range(4)) + write_images(tmp_path / "b", range(4, 7), (19, 41))
 
 
-def samples(images, count: int = 12, downscale: float = 0.0, workers: int = 0) -> torch.Tensor:
+def samples(images, count: int = 12, workers: int = 0, **shares: float) -> torch.Tensor:
     """The first samples in batches of 2, (count, PATCH, PATCH, 3)."""
-    crops = Crops(images, Sampling(3, len(images), 2, downscale), PATCH)
+    crops = Crops(images, Sampling(3, len(images), 2, **shares), PATCH)
     loader = make_loader(crops, batch_positions(0, count // 2, 2, 0, 1), workers, pin=False)
     return torch.cat([pixels for pixels, _, _ in loader])
 
@@ -143,6 +144,21 @@ def test_a_reduced_crop_is_lanczos_of_a_larger_one(paths):
     reduced = [draw.down for draw in draws if draw.down < 1]
     assert 0.3 < len(reduced) / 500 < 0.5 and min(reduced) >= DOWNSCALE_MIN
     assert all(Sampling(0, 7, 2).draw(i).down == 1 for i in range(50))
+
+
+def test_recolored_crops_are_a_share_and_the_others_do_not_change(paths):
+    files = ImageFiles(paths)
+    plain, changed = samples(files, 60), samples(files, 60, recolor=0.3)
+    same = (plain == changed).flatten(1).all(1)
+    assert 0.5 < same.double().mean() < 0.9
+
+
+def test_a_recolored_crop_is_in_its_new_order_around_its_grey():
+    image = torch.tensor([[30, 60, 90], [0, 255, 255]], dtype=torch.uint8).repeat(PATCH, PATCH // 2, 1)
+    draw = Draw(0, 1.0, 0, 0, False, False, 50.0, channels=(2, 0, 1))
+    strong = cut(image, replace(draw, saturation=1.5), PATCH)
+    assert strong[0, :2].tolist() == [[105, 15, 60], [255, 0, 255]]
+    assert cut(image, replace(draw, saturation=0.0), PATCH)[0, :2].tolist() == [[60] * 3, [170] * 3]
 
 
 @pytest.mark.parametrize("cache", ["none", "ram"])
