@@ -19,6 +19,7 @@ slices' means and scales; `lrp_transforms` latent residual prediction.
 from __future__ import annotations
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -67,7 +68,7 @@ class EntropyParameters(nn.Sequential):
             return convolution(last, hidden.to(last.weight.dtype))
 
 
-class SliceCompressionModel(nn.Module):
+class SliceCompressionModel(nn.Module, ABC):
     """What all models share. Subclasses build the modules named above with the help of the `build_*` methods.
 
     Arguments: `config`, the constructor's arguments, recorded in checkpoints; `M`, channels of y; `hyper_channels`,
@@ -93,6 +94,7 @@ class SliceCompressionModel(nn.Module):
         self.slice_sizes = [M // slices] * slices if isinstance(slices, int) else list(slices)
         if sum(self.slice_sizes) != M:
             raise ValueError(f"M = {M} channels do not divide into slices of {self.slice_sizes}")
+        self.channels_before = [sum(self.slice_sizes[:i]) for i in range(len(self.slice_sizes))]  # of earlier slices
         self.config = config
         self.M, self.hyper_channels, self.slices = M, hyper_channels, len(self.slice_sizes)
         # A map is a whole number of windows: 16 to y times the window, 32 to h_a's attention times its window.
@@ -127,13 +129,16 @@ class SliceCompressionModel(nn.Module):
         """y_hat (B, M, h, w) -> image (B, 3, 16h, 16w), not clamped."""
         return self.g_s(y_hat)
 
-    def hyper_synthesis(self, z_hat: Tensor) -> tuple[Tensor, Tensor]:
-        """z_hat (B, hyper_channels, h/4, w/4) -> latent scales and latent means, (B, M, h, w) each."""
-        raise NotImplementedError
+    @abstractmethod
+    def hyper_synthesis(self, z_hat: Tensor) -> tuple[Tensor, ...]:
+        """z_hat (B, hyper_channels, h/4, w/4) -> latent scales and latent means, (B, M, h, w) each, or other features."""
 
+    @abstractmethod
     def slice_support(self, i: int, scales: Tensor, means: Tensor, decoded: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """What is known before slice i: supports of its means and of its scales, (B, support_channels[i], h, w)."""
-        raise NotImplementedError
+        """What is known before slice i: supports of its means and of its scales, (B, support_channels[i], h, w).
+
+        Takes the features that `hyper_synthesis` gives, and the slices of y_hat before i.
+        """
 
     # ---- the slice loop --------------------------------------------------------------------------------------------
 
@@ -153,8 +158,11 @@ class SliceCompressionModel(nn.Module):
         sigma = self.cc_scale_transforms[i](scale_support)
         with torch.autocast(mu.device.type, enabled=False):
             y_hat_i = channels_last(coder(y_i, mu, sigma))  # the encoder's and the decoder's alike in memory too
-        residual = self.lrp_transforms[i](torch.cat([mean_support, y_hat_i], 1))
-        return y_hat_i + 0.5 * torch.tanh(residual)
+        return self.add_residual(i, mean_support, y_hat_i)
+
+    def add_residual(self, i: int, support: Tensor, y_hat_i: Tensor) -> Tensor:
+        """Latent residual prediction: y_hat_i (B, slice_sizes[i], h, w) moved by less than half a step."""
+        return y_hat_i + 0.5 * torch.tanh(self.lrp_transforms[i](torch.cat([support, y_hat_i], 1)))
 
     def join(self, parts: list[Tensor]) -> Tensor:
         """What a coder kept at each call, as one map like y (B, M, h, w)."""
@@ -246,9 +254,9 @@ class SliceCompressionModel(nn.Module):
 
     def encode_hyper(self, y: Tensor, encoders: list[Encoder], checks: list[SymbolCheck], arithmetic: str) -> Any:
         """Give the symbols of z to one encoder an image; return z_hat as the `code_slices` of `arithmetic` takes it."""
-        z, medians = self.h_a(y), self.entropy_bottleneck.medians()
-        symbols = torch.round(z - medians)
-        put_symbols(encoders, checks, symbols, self.z_indexes(z.shape), self.z_tables(arithmetic))
+        medians = self.entropy_bottleneck.medians()
+        symbols = torch.round(self.h_a(y) - medians)
+        put_symbols(encoders, checks, symbols, self.z_indexes(symbols.shape), self.z_tables(arithmetic))
         dtype = self.entropy_path(arithmetic).dtype
         return symbols.to(dtype) + medians.to(dtype)
 

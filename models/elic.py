@@ -50,19 +50,20 @@ class ELIC(DictionaryModel):
         super().__init__(recorded(locals()), M, N, groups, (1, 1), variable_rate)
         self.g_a, self.g_s = analysis_transform(N, M), synthesis_transform(N, M)
         self.h_a, self.h_s = hyper_analysis_transform(N, M), hyper_synthesis_transform(N)
-        before = [sum(groups[:i]) for i in range(len(groups))]
-        query_channels = [2 * N + c for c in before]
-        self.build_dictionary(query_channels, dictionary_entries, dictionary_heads, dictionary_head_dim, msfa)
+        self.build_dictionary(self.query_channels, dictionary_entries, dictionary_heads, dictionary_head_dim, msfa)
         support_channels = [2 * N + (2 * c if i else 0) + M * self.has_dictionary for i, c in enumerate(groups)]
-        self.build_contexts(before, support_channels, hidden, 2 * N)
+        self.build_contexts(support_channels, hidden, 2 * N)
         self.build_prior()
         self.build_conditional()
 
-    def build_contexts(
-        self, before: Sequence[int], support_channels: Sequence[int], hidden: Sequence[int], least: int
-    ) -> None:
+    @property
+    def query_channels(self) -> list[int]:
+        """Channels of the query of each slice: hyper features, earlier slices."""
+        return [2 * self.hyper_channels + c for c in self.channels_before]
+
+    def build_contexts(self, support_channels: Sequence[int], hidden: Sequence[int], least: int) -> None:
         """Channel contexts of the slices but the first, spatial contexts, and what makes parameters of both."""
-        sizes = list(zip(self.slice_sizes, before, support_channels))
+        sizes = list(zip(self.slice_sizes, self.channels_before, support_channels))
         self.channel_context = nn.ModuleList(channel_context(b, hidden, 2 * c) for c, b, _ in sizes[1:])
         self.spatial_context = nn.ModuleList(CheckerboardConvolution(c, 2 * c, 5) for c, _, _ in sizes)
         self.param_aggregation = nn.ModuleList(aggregation(2 * c + s, 2 * c, least) for c, _, s in sizes)
@@ -87,9 +88,7 @@ class ELIC(DictionaryModel):
         anchors = self.code_half(i, ANCHORS, y_i, nothing, support, coder)
         context = self.spatial_context[i](join_halves(anchors, torch.zeros_like(anchors)))
         y_hat_i = join_halves(anchors, self.code_half(i, OTHERS, y_i, context, support, coder))
-        if not self.has_dictionary:
-            return y_hat_i
-        return y_hat_i + 0.5 * torch.tanh(self.lrp_transforms[i](torch.cat([support, y_hat_i], 1)))
+        return self.add_residual(i, support, y_hat_i) if self.has_dictionary else y_hat_i
 
     def code_half(self, i: int, parity: int, y_i: Tensor | None, context: Tensor, support: Tensor, coder) -> Tensor:
         """y_hat at the positions of one colour, (B, groups[i], h, w / 2); the parameters leave autocast."""
@@ -101,6 +100,11 @@ class ELIC(DictionaryModel):
     def join(self, parts: list[Tensor]) -> Tensor:
         """Both passes of all slices as one map (B, M, h, w)."""
         return torch.cat([join_halves(*pair) for pair in zip(parts[::2], parts[1::2])], 1)
+
+
+def relu_between(first: nn.Module, *others: nn.Module) -> SliceTransform:
+    """The layers in a row, ReLU between them."""
+    return SliceTransform(first, *(layer for other in others for layer in (nn.ReLU(), other)))
 
 
 def bottlenecks(N: int) -> list[ResidualBottleneck]:
@@ -122,24 +126,21 @@ def synthesis_transform(N: int, M: int) -> SliceTransform:
 
 def hyper_analysis_transform(N: int, M: int) -> SliceTransform:
     """h_a: (B, M, h, w) -> (B, N, h/4, w/4)."""
-    return SliceTransform(conv(M, N), nn.ReLU(), conv(N, N, 5, 2), nn.ReLU(), conv(N, N, 5, 2))
+    return relu_between(conv(M, N), conv(N, N, 5, 2), conv(N, N, 5, 2))
 
 
 def hyper_synthesis_transform(N: int) -> SliceTransform:
     """h_s: (B, N, h/4, w/4) -> (B, 2N, h, w)."""
-    middle = N * 3 // 2
-    return SliceTransform(deconv(N, N), nn.ReLU(), deconv(N, middle), nn.ReLU(), deconv(middle, 2 * N, 3, 1))
+    return relu_between(deconv(N, N), deconv(N, N * 3 // 2), deconv(N * 3 // 2, 2 * N, 3, 1))
 
 
 def channel_context(in_channels: int, hidden: Sequence[int], out_channels: int) -> SliceTransform:
     """Earlier slices (B, in_channels, h, w) -> (B, out_channels, h, w)."""
     first, second = hidden
-    layers = [conv(in_channels, first, 5), conv(first, second, 5), conv(second, out_channels, 5)]
-    return SliceTransform(layers[0], nn.ReLU(), layers[1], nn.ReLU(), layers[2])
+    return relu_between(conv(in_channels, first, 5), conv(first, second, 5), conv(second, out_channels, 5))
 
 
 def aggregation(in_channels: int, out_channels: int, least: int) -> SliceTransform:
     """Three 1x1 convolutions whose widths fall evenly from in_channels to out_channels, but not below `least`."""
     inner = [max(least, in_channels + (out_channels - in_channels) * step // 3) for step in (1, 2)]
-    layers = [conv(a, b, 1) for a, b in zip([in_channels, *inner], [*inner, out_channels])]
-    return SliceTransform(layers[0], nn.ReLU(), layers[1], nn.ReLU(), layers[2])
+    return relu_between(*(conv(a, b, 1) for a, b in zip([in_channels, *inner], [*inner, out_channels])))

@@ -49,11 +49,11 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> SliceCom
 
 def published_names(weights: dict[str, Any]) -> StateDict:
     """Tensors under the names of CompressAI 1.2.7 and later, without `module.`; what is no tensor is left out."""
-    names = {name: name.removeprefix("module.") for name, value in weights.items() if isinstance(value, Tensor)}
-    return {
-        OLD_PRIOR.sub(lambda m: f"entropy_bottleneck.{NEW_PRIOR[m[1]]}.{m[2]}", name): weights[full]
-        for full, name in names.items()
-    }
+
+    def published(name: str) -> str:
+        return OLD_PRIOR.sub(lambda m: f"entropy_bottleneck.{NEW_PRIOR[m[1]]}.{m[2]}", name.removeprefix("module."))
+
+    return {published(name): value for name, value in weights.items() if isinstance(value, Tensor)}
 
 
 def differences(model: SliceCompressionModel, weights: StateDict) -> str:

@@ -134,7 +134,7 @@ class TCM(SliceCompressionModel):
         self.build_prior()  # first: the published order of the tensors
         self.build_transforms(N, M, head_dims, window)
         self.build_hyper_prior(N, M, hyper_channels, hyper_head_dim, hyper_window)
-        support_channels = [M + sum(self.slice_sizes[:i]) for i in range(slices)]
+        support_channels = [M + c for c in self.channels_before]
         for name in ("atten_mean", "atten_scale"):
             attention = (SWAtten(c, attention_channels, attention_head_dim, window) for c in support_channels)
             setattr(self, name, nn.ModuleList(nn.Sequential(a) for a in attention))
