@@ -115,7 +115,7 @@ def entries_figure(images: Sequence[Shown], entries: Sequence[int], number: int,
         for place, entry in zip(row[1:], entries):
             image.draw(place, attention[..., entry], tops[entry])
     for place, entry in zip(axes[0, 1:], entries):
-        place.set_title(f"entry {entry + 1}, to {tops[entry]:.2f}", fontsize="small")
+        place.set_title(f"entry {entry + 1}, 0 to {tops[entry]:.2f}", fontsize="small")
     return figure
 
 
@@ -126,7 +126,7 @@ def heads_figure(image: Shown, entry: int, most: int = 10):
     for number, (row, maps) in enumerate(zip(axes, image.maps), 1):
         image.draw(row[0], None)
         top = brightest([maps[list(heads), ..., entry]])
-        row[0].set_ylabel(f"slice {number}, to {top:.2f}", fontsize="small")
+        row[0].set_ylabel(f"slice {number}, 0 to {top:.2f}", fontsize="small")
         for place, head in zip(row[1:], heads):
             image.draw(place, maps[head, ..., entry], top)
             place.set_title(f"head {head + 1}" if number == 1 else "", fontsize="small")
@@ -143,8 +143,8 @@ def scales_figure(images: Sequence[Shown], by_scale: Sequence[Sequence[Tensor]],
         for place, attention in zip(row[1:], maps):
             image.draw(place, attention, top)
     for scale, place in enumerate(axes[0, 1:], 1):
-        place.set_title(f"scale {scale}", fontsize="small")
-    figure.suptitle(f"entry {entry + 1}, to {top:.2f}", fontsize="medium")
+        place.set_title(f"{scale} scale{'s' * (scale > 1)}", fontsize="small")
+    figure.suptitle(f"entry {entry + 1}, 0 to {top:.2f}", fontsize="medium")
     return figure
 
 
@@ -156,6 +156,7 @@ def usage_figure(shares: Sequence[Tensor]):
     for number, share in enumerate(shares, 1):
         axes.plot(range(1, len(share) + 1), 100 * share.sort(descending=True).values, label=f"slice {number}")
     axes.axhline(100 / len(shares[0]), color="grey", linestyle=":", label="all alike")
+    axes.margins(x=0.02)
     axes.set_ylim(bottom=0)
     axes.legend(fontsize="small")
     return figure

@@ -39,10 +39,13 @@ def new_figure(title: str, x_label: str, y_label: str, size: tuple[float, float]
 
 
 def draw_curves(axes: Axes, curves: Sequence[Curve]) -> None:
-    """Draw each curve in a colour of its own, the first one thicker and on top; classical codecs are dashed."""
+    """Draw each curve, the first one thicker and on top; classical codecs are dashed.
+
+    Ten colours are as many as the eye tells apart: from the eleventh curve on they come again, with hollow markers.
+    """
     from matplotlib import colormaps
 
-    colours = colormaps["tab20" if len(curves) > 10 else "tab10"].colors
+    colours = colormaps["tab10"].colors
     for number, curve in enumerate(curves):
         axes.plot(
             curve.bpp,
@@ -50,6 +53,7 @@ def draw_curves(axes: Axes, curves: Sequence[Curve]) -> None:
             CLASSICAL_STYLE if curve.kind == "classical" else OTHER_STYLE,
             marker=MARKERS[number % len(MARKERS)],
             markersize=4,
+            markerfacecolor=colours[number] if number < len(colours) else "white",
             linewidth=1.3 if number else 2.2,
             color=colours[number % len(colours)],
             label=curve.name,
@@ -62,6 +66,7 @@ def plot_curves(curves: Sequence[Curve], title: str, limits: tuple[float, float]
     """A rate-distortion plot of curves of one metric; `limits`: of the rate axis, in bpp."""
     figure, axes = new_figure(title, "bits per pixel", METRICS[curves[0].metric])
     draw_curves(axes, curves)
+    axes.locator_params("y", nbins=14, steps=(1, 2, 5, 10))
     if limits:
         axes.set_xlim(*limits)
         shown = [q for curve in curves for rate, q in curve.points if limits[0] <= rate <= limits[1]]
@@ -72,10 +77,13 @@ def plot_curves(curves: Sequence[Curve], title: str, limits: tuple[float, float]
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Write a figure as PNG, SVG or PDF by the name's ending, complete or not at all, without a date in it."""
+    """Write a figure as PNG, SVG or PDF by the name's ending, complete or not at all, without a date in it.
+
+    What is blank around it is cut off: pictures of a fixed shape do not fill their figure.
+    """
     from matplotlib import rc_context
 
     kind = path.suffix.lower().lstrip(".")
     metadata = {"png": {}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}[kind]
     with rc_context({"svg.hashsalt": "rd"}), atomic_write(path) as file:
-        figure.savefig(file, format=kind, dpi=150, metadata=metadata)
+        figure.savefig(file, format=kind, dpi=150, metadata=metadata, bbox_inches="tight", pad_inches=0.05)
