@@ -4,7 +4,8 @@
     python scripts/rd_table.py Ours=out/results.json --against kodak/vtm kodak/measured/avif --at 34
 
 A curve is a name in results/ ("kodak/vtm"), or a results.json of eval.py, of bench_codecs.py or of CompressAI. BD-rates
-are the model's, with the other codec as anchor, by Akima interpolation: negative where the model needs fewer bits.
+are the model's, with the other codec as anchor, by Akima interpolation: negative where the model needs fewer bits. They
+compare the mean curves; "by image" is the mean of the BD-rates of the single images, where both files have those.
 """
 
 from __future__ import annotations
@@ -19,10 +20,10 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from utils.bd_rate import Comparison, compare  # noqa: E402
+from utils.bd_rate import Comparison, compare, mean_over_images  # noqa: E402
 from utils.cli import run_program  # noqa: E402
 from utils.files import atomic_write, require_writable  # noqa: E402
-from utils.rd_curves import METRICS, Curve, load_curve, mean_seconds, metrics_of  # noqa: E402
+from utils.rd_curves import METRICS, Curve, image_curves, load_curve, mean_seconds, metrics_of  # noqa: E402
 from utils.tables import format_markdown, format_number  # noqa: E402
 
 MEASURED = ("jpeg-420", "jpeg-444", "webp", "jpeg2000", "jpeg2000-db", "jpegxl", "avif", "avif-best")
@@ -68,16 +69,16 @@ def row(model: str, other: str, at: float) -> list[str]:
     common = psnr and psnr.common_quality
     return [
         load_curve(other).name,
-        *(percent(delta) for delta in (psnr, ms_ssim)),
+        *(percent(delta.rate_percent if delta else None) for delta in (psnr, ms_ssim)),
+        percent(mean_over_images(image_curves(other), image_curves(model)) if model != other else None),
         f"{common[0]:.1f} to {common[1]:.1f}" if common else "",
         format_number(rate_at(load_curve(other), at), 3),
         *(significant(mean_seconds(other, time)) for time in TIMES),
     ]
 
 
-def percent(comparison: Comparison | None) -> str:
-    known = comparison is not None and comparison.rate_percent is not None
-    return f"{comparison.rate_percent:+.1f}" if known else ""
+def percent(value: float | None) -> str:
+    return "" if value is None else f"{value:+.1f}"
 
 
 def significant(seconds: float | None) -> str:
@@ -91,6 +92,7 @@ def main(argv: Sequence[str]) -> None:
         "codec",
         "BD-rate %, PSNR",
         "BD-rate %, MS-SSIM",
+        "by image, PSNR",
         "common dB",
         f"bpp at {args.at:g} dB",
         "encode s",

@@ -9,13 +9,13 @@ from PIL import Image
 
 from scripts import bd_rate, bench_codecs, plot_rd, rate_speed, rd_table
 from tests.toys import toy_image
-from utils.bd_rate import METHODS, compare
+from utils.bd_rate import METHODS, compare, mean_over_images
 from utils.classical_codecs import PILLOW_CODECS
 from utils.cli import UserError
 from utils.codec_programs import rgb_to_ycbcr, ycbcr_to_rgb
 from utils.images import to_uint8
 from utils.plots import FORMATS
-from utils.rd_curves import METRICS, RESULTS, Curve, known_curves, load_curve, resolve
+from utils.rd_curves import METRICS, RESULTS, Curve, image_curves, known_curves, load_curve, resolve
 from utils.results import read_results
 
 COLUMNS = {"bpp": (0, 24), "psnr-rgb": (10, 70), "ms-ssim-rgb": (0, 1)}  # name -> range of its values
@@ -135,9 +135,9 @@ def test_rd_table_is_markdown_with_sources(tmp_path, capsys):
         line.split("|")[1].strip(): [cell.strip() for cell in line.split("|")[2:-1]] for line in lines if "|" in line
     }
     assert cells["VTM"][0] == "-17.0" and cells["VTM"][1] == ""  # no MS-SSIM was published
-    assert cells["VTM"][2] == "29.2 to 37.9" and cells["VTM"][4:] == ["", ""]
+    assert cells["VTM"][2] == "" and cells["VTM"][3] == "29.2 to 37.9" and cells["VTM"][5:] == ["", ""]
     assert float(cells["JPEG"][0]) < -60
-    assert 0.292 < float(cells["DCAE"][3]) < 0.426  # the rates of its points around 34 dB
+    assert 0.292 < float(cells["DCAE"][4]) < 0.426  # the rates of its points around 34 dB
     assert "- VTM: CompressAI repository, results/image/kodak/vtm.json" in lines
     assert capsys.readouterr().out.splitlines() == lines[: lines.index("Sources:") - 1]
 
@@ -145,8 +145,31 @@ def test_rd_table_is_markdown_with_sources(tmp_path, capsys):
 def test_rd_table_has_both_metrics_and_seconds(capsys):
     rd_table.main(["kodak/measured/avif", "--against", "kodak/vtm", "kodak/measured/jpeg-420"])
     vtm, jpeg = (line.split("|")[2:-1] for line in capsys.readouterr().out.splitlines()[-2:])
-    assert all(float(cell) > 0 for cell in vtm[:2]) and all(float(cell) < -30 for cell in jpeg[:2])
+    assert all(float(cell) > 0 for cell in vtm[:2]) and all(float(cell) < -30 for cell in jpeg[:3])
+    assert vtm[2].strip() == ""  # its points are means alone
     assert all(0 < float(cell) < 1 for cell in jpeg[-2:])
+
+
+def test_bd_rate_by_image_does_not_depend_on_the_spread_of_bits(tmp_path):
+    """A codec's image curves are compared at equal quality, whatever its mean curve mixes."""
+    of_images = {"easy": (0.1, 31), "hard": (1.0, 25)}
+    points = [
+        {"images": [{"name": name, "bpp": bpp * 2**i, "psnr": db + 3 * i} for name, (bpp, db) in of_images.items()]}
+        for i in range(5)
+    ]
+    path = tmp_path / "codec.json"
+    path.write_text(json.dumps({"results": {"bpp": [1], "psnr-rgb": [30]}, "points": points}))
+    anchor = image_curves(str(path))
+    assert {name: c.quality for name, c in anchor.items()} == {
+        "easy": (31, 34, 37, 40, 43),
+        "hard": (25, 28, 31, 34, 37),
+    }
+    cheaper = {name: curve(name, (0.9 * rate for rate in c.bpp), c.quality) for name, c in anchor.items()}
+    cheaper["hard"] = curve("hard", cheaper["hard"].bpp[2:], cheaper["hard"].quality[2:])
+    assert mean_over_images(anchor, cheaper) == pytest.approx(-10)
+    cheaper["easy"] = anchor["easy"]
+    assert mean_over_images(anchor, cheaper) == pytest.approx(-5)
+    assert mean_over_images(anchor, {"another": anchor["easy"]}) is None
 
 
 # Reading curves

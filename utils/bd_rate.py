@@ -60,6 +60,17 @@ def compare(anchor: Curve, test: Curve, method: str = "akima") -> Comparison:
     )
 
 
+def mean_over_images(anchor: dict[str, Curve], test: dict[str, Curve]) -> float | None:
+    """The mean of the BD-rates in percent of the images that both have curves of; None where there is no such image.
+
+    Unlike the BD-rate of mean curves, this does not depend on how a codec spreads its bits over the images of a set: a
+    codec at one rate for all images has another mean curve than the same codec at one quality for all of them.
+    """
+    rates = [compare(anchor[name], test[name]).rate_percent for name in anchor.keys() & test.keys()]
+    known = [rate for rate in rates if rate is not None]
+    return sum(known) / len(known) if known else None
+
+
 def _delta(function: str, anchor: Curve, test: Curve, method: str) -> float | None:
     import bjontegaard  # here, because it brings matplotlib, which takes a second
 

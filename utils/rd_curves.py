@@ -68,6 +68,15 @@ def mean_seconds(reference: str, column: str) -> float | None:
     return None if None in times else sum(times) / len(times)
 
 
+def image_curves(reference: str) -> dict[str, Curve]:
+    """PSNR curves of the single images, by name; none where the file holds only means."""
+    points: dict[str, list[tuple[float, float]]] = {}
+    for point in read_results(resolve(reference)[1]).get("points") or []:
+        for image in point.get("images", []):
+            points.setdefault(image["name"], []).append((image["bpp"], image["psnr"]))
+    return {name: _rising(Curve(name, (), ()), sorted(pairs)) for name, pairs in points.items()}
+
+
 def resolve(reference: str) -> tuple[str | None, Path]:
     """(label or None, file) of "kodak/vtm", of a path, or of either as "label=...". Raises UserError if not there."""
     label, separator, rest = reference.partition("=")
