@@ -5,6 +5,7 @@
 
 Writes entries.png (one entry over several images, Figure 8), heads.png (one entry over one image, by slice and head),
 scales.png (by scale of the multi-scale aggregation, Figure 10) and usage.png, and prints how many entries are in use.
+Use is counted over all images, of which --images are shown.
 Without --entries those are shown whose attention differs most from place to place. Colours of maps that belong together
 have one meaning, from no attention to what a hundredth of the places exceeds, which the title says.
 """
@@ -27,7 +28,7 @@ from models.base import SliceCompressionModel  # noqa: E402
 from utils.cli import UserError, run_program  # noqa: E402
 from utils.curve import Point, load_for  # noqa: E402
 from utils.devices import choose_device  # noqa: E402
-from utils.dictionary_maps import attention_maps, effective_number, most_telling, of_head, usage  # noqa: E402
+from utils.dictionary_maps import Use, attention_maps, effective_number, most_telling, of_head  # noqa: E402
 from utils.files import require_writable  # noqa: E402
 from utils.images import find_images, padding_of, read_image, to_tensor  # noqa: E402
 from utils.plots import FORMATS, new_figure, save_figure  # noqa: E402
@@ -71,7 +72,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     add("--entries", type=int, nargs="+", metavar="N", help="of the dictionary, from 1 (default: four that tell most)")
     add("--slice", type=int, metavar="N", help="from 1 (default: the last, before which most is known)")
     add("--head", type=int, metavar="N", help="from 1 (default: mean over the heads)")
-    add("--images", type=int, default=4, metavar="N", help="how many of the folder are shown (default: 4)")
+    add("--images", type=int, default=4, metavar="N", help="how many of them are shown (default: 4)")
     add("--format", choices=FORMATS, default="png", help="default: png")
     add("--cuda", action="store_true", help="work on the GPU")
     add("--device", metavar="NAME", help="cpu, cuda or cuda:N (default: cpu)")
@@ -124,12 +125,13 @@ def heads_figure(image: Shown, entry: int, most: int = 10):
     heads = range(min(most, len(image.maps[0])))
     figure, axes = grid(len(image.maps), 1 + len(heads), image.pixels.shape)
     for number, (row, maps) in enumerate(zip(axes, image.maps), 1):
-        image.draw(row[0], None)
+        row[0].axis("off")
         top = brightest([maps[list(heads), ..., entry]])
-        row[0].set_ylabel(f"slice {number}, 0 to {top:.2f}", fontsize="small")
+        row[1].set_ylabel(f"slice {number}, 0 to {top:.2f}", fontsize="small")
         for place, head in zip(row[1:], heads):
             image.draw(place, maps[head, ..., entry], top)
             place.set_title(f"head {head + 1}" if number == 1 else "", fontsize="small")
+    image.draw(axes[0, 0], None)
     figure.suptitle(f"entry {entry + 1}", fontsize="medium")
     return figure
 
@@ -162,15 +164,15 @@ def usage_figure(shares: Sequence[Tensor]):
     return figure
 
 
-def summarise(images: Sequence[Shown]) -> list[dict]:
+def summarise(images: Sequence[Sequence[Use]]) -> list[dict]:
     """A slice each: shares of its entries, their effective number over all places and at one place on average."""
     rows = []
-    for number in range(len(images[0].maps)):
-        maps = [image.maps[number] for image in images]
-        places = torch.cat([effective_number(m).flatten() for m in maps])
-        shares = usage(maps)
-        numbers = {"effective": effective_number(shares).item(), "effective_at_a_place": places.mean().item()}
-        rows.append({"slice": number + 1, **numbers, "shares": shares.tolist()})
+    for number, uses in enumerate(zip(*images), 1):
+        looks = sum(use.looks for use in uses)
+        shares = sum(use.looks / looks * use.shares for use in uses)
+        at_a_place = sum(use.looks / looks * use.effective for use in uses)
+        numbers = {"effective": effective_number(shares).item(), "effective_at_a_place": at_a_place}
+        rows.append({"slice": number, **numbers, "shares": shares.tolist()})
     return rows
 
 
@@ -205,16 +207,19 @@ def main(argv: Sequence[str]) -> None:
     model, quality = load_for(Point(args.checkpoint, args.quality, "", None), device)
     if not hasattr(model, "dt_cross_attention"):
         raise UserError(f"--checkpoint {args.checkpoint}: a {model.model_name} without a dictionary")
-    images = []
-    for path in paths[: args.images]:
+    images, uses = [], []
+    for path in paths:
         pixels = read_image(path)[0]
         maps = attention_maps(model, to_tensor(pixels).to(device), quality)
-        images.append(Shown(path.name, pixels, maps, model.size_multiple))
-    check_numbers(args, model, images[0].maps[0].shape[-1])
+        if not images:
+            check_numbers(args, model, maps[0].shape[-1])
+        uses.append([Use.of(m) for m in maps])
+        if len(images) < args.images:
+            images.append(Shown(path.name, pixels, maps, model.size_multiple))
     number, head = args.slice - 1, args.head and args.head - 1
     chosen = [entry - 1 for entry in args.entries or []]
     chosen = chosen or most_telling([image.maps[number] for image in images], head, 4)
-    summary = summarise(images)
+    summary = summarise(uses)
     figures = {"entries": entries_figure(images, chosen, number, head), "heads": heads_figure(images[0], chosen[0])}
     if model.dt_cross_attention[0].msa is not None:
         by_scale = scale_maps(model, images, quality, chosen[0], args, device)
@@ -222,7 +227,7 @@ def main(argv: Sequence[str]) -> None:
     figures["usage"] = usage_figure([torch.tensor(row["shares"]) for row in summary])
     for name, figure in figures.items():
         save_figure(figure, args.output / f"{name}.{args.format}")
-    write_results(args.output / "usage.json", {"images": [image.name for image in images], "slices": summary})
+    write_results(args.output / "usage.json", {"images": [path.name for path in paths], "slices": summary})
     print(format_summary(summary))
 
 

@@ -11,11 +11,11 @@ import torch
 from PIL import Image
 
 from models.stripes import stripes_of
-from scripts.visualize_dictionary import main
+from scripts.visualize_dictionary import main, summarise
 from tests.toys import toy_image, toy_model
 from utils.checkpoint import save_checkpoint
 from utils.cli import UserError
-from utils.dictionary_maps import attention, attention_maps, effective_number, usage
+from utils.dictionary_maps import Use, attention, attention_maps, effective_number, usage
 from utils.images import to_uint8, write_png
 
 
@@ -64,17 +64,29 @@ def test_effective_number_of_entries():
     assert usage([maps, maps]).tolist() == [0.5, 0, 0.5, 0]
 
 
+def test_use_is_counted_over_all_images():
+    """Each place of every image counts as much, whatever the sizes of the images."""
+    torch.manual_seed(0)
+    maps = [torch.rand(2, *size, 6).softmax(-1) for size in ((3, 5), (8, 4))]
+    (row,) = summarise([[Use.of(m)] for m in maps])
+    assert torch.allclose(torch.tensor(row["shares"]), usage(maps).float())
+    places = torch.cat([effective_number(m).flatten() for m in maps])
+    assert math.isclose(row["effective_at_a_place"], places.mean().item(), rel_tol=1e-6)
+
+
 def test_program(toy_checkpoint, tmp_path, capsys):
     for i, size in enumerate(((70, 90), (128, 128))):
         write_png(tmp_path / "images" / f"{i}.png", to_uint8(toy_image(*size, seed=i)))
     flags = ["--checkpoint", str(toy_checkpoint), "--data", str(tmp_path / "images"), "--output", str(tmp_path / "out")]
-    main([*flags, "--quality", "30", "--entries", "2", "12", "--head", "1"])
+    main([*flags, "--quality", "30", "--entries", "2", "12", "--head", "1", "--images", "1"])
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 2 + 5 and lines[2].split()[:2] == ["1", "12"]
     pictures = {path.stem: np.asarray(Image.open(path)) for path in (tmp_path / "out").glob("*.png")}
     assert set(pictures) == {"entries", "heads", "scales", "usage"}
     assert all(picture.std() > 10 for picture in pictures.values())
-    slices = json.loads((tmp_path / "out" / "usage.json").read_text())["slices"]
+    content = json.loads((tmp_path / "out" / "usage.json").read_text())
+    slices = content["slices"]
+    assert content["images"] == ["0.png", "1.png"]
     assert all(math.isclose(sum(row["shares"]), 1) and 1 <= row["effective"] <= 12 for row in slices)
     for wrong in (["--entries", "13"], ["--slice", "6"], ["--head", "0"]):
         with pytest.raises(UserError, match=f"{wrong[0]} {wrong[1]}: the model has 1 to"):

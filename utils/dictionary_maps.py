@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 
 import torch
 from einops import rearrange
@@ -80,6 +81,24 @@ def usage(maps: Sequence[Tensor]) -> Tensor:
 def effective_number(shares: Tensor) -> Tensor:
     """exp of the entropy of shares (..., entries): how many entries used alike would be as varied."""
     return torch.special.entr(shares.double()).sum(-1).exp()
+
+
+@dataclass(frozen=True)
+class Use:
+    """Of the dictionary by a slice of one image.
+
+    looks: places times heads that look at it; shares: of each entry (entries,); effective: number of entries that one
+    look takes in, on average.
+    """
+
+    looks: int
+    shares: Tensor
+    effective: float
+
+    @classmethod
+    def of(cls, maps: Tensor) -> Use:
+        """From attention (heads, h, w, entries)."""
+        return cls(maps[..., 0].numel(), usage([maps]), effective_number(maps).mean().item())
 
 
 def most_telling(maps: Sequence[Tensor], head: int | None, count: int) -> list[int]:
