@@ -106,10 +106,10 @@ def find_runs(args: argparse.Namespace) -> dict[str, Found]:
 
 def examine(path: Path, anchor: Curve) -> Found:
     """The numbers of one results.json; what is doubtful about them goes to stderr."""
-    curve, columns = load_curve(str(path)), read_results(path)["results"]
+    curve, columns = load_curve(f"{path.parent.name}={path}"), read_results(path)["results"]
     comparison = compare(anchor, curve)
     for warning in dict.fromkeys((*curve.notes, *comparison.warnings)):
-        print(f"warning: {path.parent.name}: {warning}", file=sys.stderr)
+        print(f"warning: {warning}", file=sys.stderr)
     times = [columns.get(key) or [None] for key in ("encoding_time", "decoding_time")]
     missing = any(time is None for column in times for time in column)
     latency = None if missing else sum(1000 * sum(column) / len(column) for column in times)
