@@ -35,11 +35,12 @@ from models.coders import (
     get_symbols,
     put_symbols,
 )
+from models.layers import winograd
 from models.layers.convolution import conv
 from models.layers.entropy_models import EntropyBottleneck, EntropyModel, GaussianConditional
 from models.layers.gain import QUALITY_MAX, QUALITY_MIN, GainUnit
 from models.portable import portable_copy
-from models.stripes import channels_last, convolution
+from models.stripes import channels_last, convolution, convolutions, of_last_channels
 
 if TYPE_CHECKING:
     from utils.rans import Decoder, Encoder
@@ -60,11 +61,17 @@ class EntropyParameters(nn.Sequential):
             conv(in_channels, first), nn.GELU(), conv(first, second), nn.GELU(), conv(second, out_channels)
         )
 
-    def forward(self, support: Tensor) -> Tensor:
-        """(B, in_channels, h, w) -> (B, out_channels, h, w)."""
+    @property
+    def first(self) -> nn.Conv2d:
+        """The layer that reads the support."""
+        return self[0]
+
+    def forward(self, support: Tensor | None, known: Tensor | None = None) -> Tensor:
+        """(B, in_channels, h, w), or what the first layer makes of it if that is known, -> (B, out_channels, h, w)."""
         first, gelu, second, _, last = self
-        hidden = convolution(second, convolution(first, support, gelu), gelu)
-        with torch.autocast(support.device.type, enabled=False):
+        hidden = convolution(first, support, gelu) if known is None else gelu(known)
+        hidden = convolution(second, hidden, gelu)
+        with torch.autocast(hidden.device.type, enabled=False):
             return convolution(last, hidden.to(last.weight.dtype))
 
 
@@ -154,15 +161,32 @@ class SliceCompressionModel(nn.Module, ABC):
 
     def code_slice(self, i: int, y_i: Tensor | None, mean_support: Tensor, scale_support: Tensor, coder) -> Tensor:
         """Slice i of y_hat (B, slice_sizes[i], h, w), its latent residual added."""
-        mu = self.cc_mean_transforms[i](mean_support)
-        sigma = self.cc_scale_transforms[i](scale_support)
+        of_mean, of_scale, of_residual = self.first_layers(i, mean_support, scale_support)
+        mu = self.cc_mean_transforms[i](mean_support, of_mean)
+        sigma = self.cc_scale_transforms[i](scale_support, of_scale)
         with torch.autocast(mu.device.type, enabled=False):
             y_hat_i = channels_last(coder(y_i, mu, sigma))  # the encoder's and the decoder's alike in memory too
-        return self.add_residual(i, mean_support, y_hat_i)
+        return self.add_residual(i, mean_support, y_hat_i, of_residual)
 
-    def add_residual(self, i: int, support: Tensor, y_hat_i: Tensor) -> Tensor:
-        """Latent residual prediction: y_hat_i (B, slice_sizes[i], h, w) moved by less than half a step."""
-        return y_hat_i + 0.5 * torch.tanh(self.lrp_transforms[i](torch.cat([support, y_hat_i], 1)))
+    def first_layers(self, i: int, mean_support: Tensor, scale_support: Tensor) -> list[Tensor | None]:
+        """What the first layers of slice i's mean, scale and residual networks make of one support, where it is one."""
+        groups = (self.cc_mean_transforms, self.cc_scale_transforms, self.lrp_transforms)
+        layers = [networks[i].first for networks in groups]
+        if mean_support is scale_support and winograd.pays(mean_support, *layers):
+            return convolutions(layers, mean_support)
+        return [None] * len(layers)
+
+    def add_residual(self, i: int, support: Tensor, y_hat_i: Tensor, known: Tensor | None = None) -> Tensor:
+        """Latent residual prediction: y_hat_i (B, slice_sizes[i], h, w) moved by less than half a step.
+
+        known: what the network's first layer makes of the support.
+        """
+        network = self.lrp_transforms[i]
+        if known is None:
+            residual = network(torch.cat([support, y_hat_i], 1))
+        else:
+            residual = network(None, known + of_last_channels(network.first, y_hat_i))
+        return y_hat_i + 0.5 * torch.tanh(residual)
 
     def join(self, parts: list[Tensor]) -> Tensor:
         """What a coder kept at each call, as one map like y (B, M, h, w)."""

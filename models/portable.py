@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from models.layers import winograd
 from models.stripes import Border, to_map, to_tokens
 
 if TYPE_CHECKING:
@@ -36,9 +37,10 @@ def portable_copy(model: SliceCompressionModel) -> SliceCompressionModel:
 class MatrixConvolution(nn.Conv2d):
     """A convolution as matrix products: CPU libraries have no fast one in float64.
 
-    Tokens lie row after row, with the zeros of the padding between them; what a tap of the kernel reads is then one
-    block of memory, displaced by the tap. Each tap adds one matrix product to the result, and nothing is gathered.
-    (Depthwise: one product of elements.) For odd kernels, stride 1 and zero padding that keeps the size.
+    3x3 kernels are transformed (models/layers/winograd.py). For others tokens lie row after row, with the zeros of the
+    padding between them; what a tap of the kernel reads is then one block of memory, displaced by the tap. Each tap
+    adds one matrix product to the result, and nothing is gathered. (Depthwise: one product of elements.) For odd
+    kernels, stride 1 and zero padding that keeps the size.
     """
 
     @classmethod
@@ -64,6 +66,10 @@ class MatrixConvolution(nn.Conv2d):
 
     def convolve(self, x: Tensor, border: Border) -> Tensor:
         """Tokens (B, r, W, in_channels) with `border` rows of zeros above and below -> (B, rows, W, out_channels)."""
+        if self.kernel_size == (1, 1) and self.groups == 1:
+            return F.linear(x, self.weight[0].T, self.bias)
+        if (self.kernel_size, self.stride, self.padding, self.groups) == winograd.USUAL:
+            return winograd.Tiles(x, border).convolve(winograd.transform_kernels(self.weight), self.bias)
         side = self.padding[1]
         x = F.pad(x, (0, 0, side, side, *border))
         rows, columns = (n - k + 1 for n, k in zip(x.shape[1:3], self.kernel_size))

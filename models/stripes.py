@@ -13,7 +13,7 @@ through `to_map`, as channels-last tensors, so that going back and forth copies 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 
@@ -21,7 +21,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.layers import winograd
+
 DEFAULT_STRIPE = 4 << 20  # bytes of the input map in a stripe: with its temporaries about what a core's cache holds
+STRIPES_OF_TILES = 4  # how many stripes a transformed one counts for: its products are large only then
 _stripe: ContextVar[int | None] = ContextVar("stripe", default=DEFAULT_STRIPE)
 
 Border = tuple[int, int]  # how many of the halo's rows above and below lie outside of the map
@@ -52,13 +55,18 @@ def channels_last(x: Tensor) -> Tensor:
     return to_map(to_tokens(x).contiguous())
 
 
-def cut(x: Tensor, rows: int, unit: int = 1) -> list[tuple[int, int]]:
-    """First and last row (exclusive) of stripes of `rows` rows, each a multiple of `unit` rows; x is what they read."""
+def cut(x: Tensor, rows: int, unit: int = 1, times: int = 1) -> list[tuple[int, int]]:
+    """First and last row (exclusive) of stripes of `rows` rows, each a multiple of `unit` rows; x is what they read.
+
+    Stripes are about equally high, and `times` as large as usual.
+    """
     size = _stripe.get()
-    if size is None or torch.is_grad_enabled():
+    if size is None or torch.is_grad_enabled() or not rows:
         return [(0, rows)] if rows else []
-    bytes_a_row = max(1, x.numel() * x.element_size() // rows) if rows else 1
-    step = max(unit, size // bytes_a_row // unit * unit)
+    bytes_a_row = max(1, x.numel() * x.element_size() // rows)
+    largest = max(unit, times * size // bytes_a_row // unit * unit)
+    units = -(-rows // unit)
+    step = unit * -(-units // -(-rows // largest))
     return [(top, min(rows, top + step)) for top in range(0, rows, step)]
 
 
@@ -103,6 +111,8 @@ def convolve(layer: nn.Conv2d, rows: Tensor, border: Border) -> Tensor:
     """A convolution of tokens (B, r, W, C) whose zero padding above and below is `border` rows instead of its own."""
     if hasattr(layer, "convolve"):  # models.portable has its own
         return layer.convolve(rows, border)
+    if winograd.pays(rows, layer):
+        return winograd.Tiles(rows, border).convolve(winograd.transform_kernels(layer.weight), layer.bias)
     x = to_map(rows)
     if border[0] != border[1]:
         x, border = F.pad(x, (0, 0, *border)), (0, 0)
@@ -124,13 +134,37 @@ def convolution(layer: nn.Conv2d, x: Tensor, finish: Callable[[Tensor], Tensor] 
     kernel, stride, padding = layer.kernel_size[0], layer.stride[0], layer.padding[0]
     tokens, height = to_tokens(x), x.shape[2]
     out, rows = None, (height + 2 * padding - kernel) // stride + 1
-    for top, bottom in cut(tokens, rows):
+    tiled = winograd.pays(x, layer)
+    for top, bottom in cut(tokens, rows, *((winograd.RESULT, STRIPES_OF_TILES) if tiled else ())):
         first, last = top * stride - padding, (bottom - 1) * stride - padding + kernel
         border = max(0, -first), max(0, last - height)
         result = convolve(layer, tokens[:, max(0, first) : min(last, height)].contiguous(), border)
         result = (finish(result) if finish else result).to(x.dtype)
         out = _put(out, result, rows, top, bottom)
     return to_map(out)
+
+
+def convolutions(layers: Sequence[nn.Conv2d], x: Tensor) -> list[Tensor]:
+    """What 3x3 convolutions make of one map (B, C, H, W), which is transformed once for all of them.
+
+    A layer may read more channels than these, its first ones: `of_last_channels` gives what has to be added. For
+    layers and maps for which `winograd.pays`.
+    """
+    tokens, height, channels = to_tokens(x), x.shape[2], x.shape[1]
+    outs: list[Tensor | None] = [None] * len(layers)
+    for top, bottom in cut(tokens, height, winograd.RESULT, STRIPES_OF_TILES):
+        first, last = max(0, top - 1), min(height, bottom + 1)
+        tiles = winograd.Tiles(tokens[:, first:last], (1 - (top - first), 1 - (last - bottom)))
+        for j, layer in enumerate(layers):
+            kernels = winograd.transform_kernels(layer.weight)[:, :channels]
+            outs[j] = _put(outs[j], tiles.convolve(kernels, layer.bias), height, top, bottom)
+    return [to_map(out) for out in outs]
+
+
+def of_last_channels(layer: nn.Conv2d, x: Tensor) -> Tensor:
+    """What a 3x3 convolution, without its bias, makes of the last channels of its input, which are x (B, C, H, W)."""
+    kernels = winograd.transform_kernels(layer.weight)[:, -x.shape[1] :]
+    return to_map(winograd.Tiles(to_tokens(x), (1, 1)).convolve(kernels))
 
 
 def deconvolution(layer: nn.ConvTranspose2d, x: Tensor) -> Tensor:

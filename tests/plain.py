@@ -25,6 +25,7 @@ def plain(model: SliceCompressionModel) -> SliceCompressionModel:
     for module in new.modules():
         if type(module) in FORWARD:
             module.forward = types.MethodType(FORWARD[type(module)], module)
+    new.first_layers = lambda *_: [None] * 3  # nothing is shared
     return new
 
 
@@ -79,7 +80,7 @@ def plain_swin_block(self, x: Tensor) -> Tensor:
     return x + self.mlp(self.ln2(x))
 
 
-def sequential(self, x: Tensor) -> Tensor:
+def sequential(self, x: Tensor, known: None = None) -> Tensor:
     for layer in self:
         x = layer(x)
     return x

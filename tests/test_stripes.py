@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from models.base import pad_to_multiple
-from models.stripes import by_rows, convolution, deconvolution, own, stripes_of
+from models.layers import winograd
+from models.stripes import by_rows, convolution, convolutions, cut, deconvolution, of_last_channels, own, stripes_of
 from tests.plain import plain
 from tests.toys import TOYS, toy_image, toy_model
 from utils.cli import UserError
@@ -27,6 +28,37 @@ def test_convolutions_in_stripes(kernel, stride, size):
     with torch.no_grad(), stripes_of(600):
         assert torch.allclose(convolution(layer, x), layer(x), atol=1e-5)
         assert torch.allclose(deconvolution(up, x), up(x), atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype,bound", [(torch.float32, 1e-5), (torch.float64, 1e-13)], ids=str)
+@pytest.mark.parametrize("size", [(1, 1), (2, 6), (33, 10)], ids=str)
+def test_tiled_convolutions(size, dtype, bound):
+    """Several 3x3 convolutions of one map through its tiles, the last with more channels than the map."""
+    x, rest = (torch.randn(2, channels, *size, dtype=dtype) for channels in (6, 3))
+    layers = [torch.nn.Conv2d(channels, 4, 3, padding=1).to(dtype) for channels in (6, 6, 9)]
+    expected = [layer(part) for layer, part in zip(layers, (x, x, torch.cat([x, rest], 1)))]
+    for stripe in (600, None):
+        with torch.no_grad(), stripes_of(stripe):
+            first, second, part = convolutions(layers, x)
+            own = [first, second, part + of_last_channels(layers[2], rest)]
+        assert all(torch.allclose(a, b, rtol=0, atol=bound) for a, b in zip(own, expected))
+
+
+def test_wide_convolutions_are_tiled_where_no_gradients_are_recorded():
+    x, layer = torch.randn(1, 128, 9, 13), torch.nn.Conv2d(128, 128, 3, padding=1)
+    with torch.no_grad(), stripes_of(30000):
+        assert winograd.pays(x, layer)
+        assert torch.allclose(convolution(layer, x), layer(x), atol=1e-5)
+        assert not winograd.pays(x, torch.nn.Conv2d(128, 128, 3, 2, 1))
+    assert not winograd.pays(x, layer)
+
+
+def test_stripes_are_equally_high():
+    x = torch.zeros(1, 34, 10, 10)  # 400 bytes a row
+    with torch.no_grad(), stripes_of(400 * 16):
+        heights = [bottom - top for top, bottom in cut(x, 34)]
+        assert heights == [12, 12, 10]
+        assert all(top % 8 == 0 for top, _ in cut(x, 34, 8)) and len(cut(x, 34, times=3)) == 1
 
 
 def test_rows_are_overwritten_only_where_that_is_safe():
