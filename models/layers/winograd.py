@@ -10,6 +10,10 @@ direct convolution, with the usual 0, 1, -1, 2, -2 they would be three times as 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -21,6 +25,8 @@ TILE = RESULT + KERNEL - 1
 POINTS = (0, 2 / 3, -2 / 3, 3 / 2, -3 / 2)  # and infinity
 USUAL = ((KERNEL, KERNEL), (1, 1), (1, 1), 1)  # kernel, stride, padding, groups
 WIDTHS = 128 * 128  # channels in times out, from which on float32 is faster than the library's
+
+_direct: ContextVar[bool] = ContextVar("direct", default=False)
 
 
 class Tiles:
@@ -56,9 +62,21 @@ def transform_kernels(weight: Tensor) -> Tensor:
     return torch.mm(of_kernel, weight.flatten(2).flatten(0, 1).T).unflatten(1, weight.shape[:2]).transpose(1, 2)
 
 
+@contextmanager
+def direct() -> Iterator[None]:
+    """Inside the block convolutions are computed as they are defined: for counting what that takes."""
+    token = _direct.set(True)
+    try:
+        yield
+    finally:
+        _direct.reset(token)
+
+
 def pays(x: Tensor, *layers: nn.Module) -> bool:
     """Whether these convolutions of x are faster this way: on CPUs, without gradients, and from some width on."""
-    if x.device.type != "cpu" or x.dtype not in MATRICES or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
+    if _direct.get() or x.device.type != "cpu" or x.dtype not in MATRICES:
+        return False
+    if torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
         return False
     if not all(isinstance(c, nn.Conv2d) and (c.kernel_size, c.stride, c.padding, c.groups) == USUAL for c in layers):
         return False
