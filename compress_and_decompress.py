@@ -38,7 +38,7 @@ from utils.codec import (
 from utils.devices import choose_device
 from utils.files import atomic_write, require_writable
 from utils.images import find_images, read_image, to_tensor, to_uint8, write_png
-from utils.inference import add_inference_flags, apply_inference_flags, bounded
+from utils.inference import add_inference_flags, apply_inference_flags, bounded, keep_memory
 from utils.jobs import Job, Outcome, Stages, find_files, format_summary, gather, process_share, run_jobs, summarise
 from utils.reconstructions import output_names
 from utils.targets import KINDS, Target, compress_to_target
@@ -195,6 +195,7 @@ def say_once(job: Job, notes: Sequence[str], said: set) -> None:
 
 def main(argv: Sequence[str]) -> int:
     args = parse_arguments(argv)
+    keep_memory()
     if args.threads:
         torch.set_num_threads(args.threads)
     jobs = plan(args)

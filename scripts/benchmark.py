@@ -41,7 +41,7 @@ from utils.cli import run_program  # noqa: E402
 from utils.codec import compress_image, decompress_image  # noqa: E402
 from utils.files import atomic_write  # noqa: E402
 from utils.images import read_image, to_tensor, to_uint8, write_png  # noqa: E402
-from utils.inference import held  # noqa: E402
+from utils.inference import held, keep_memory  # noqa: E402
 from utils.jobs import Job, Outcome, Stages, run_jobs  # noqa: E402
 from utils.measuring import CLOCKS, image, in_turn, peak, reset_peak  # noqa: E402
 from utils.rans import Decoder, Encoder  # noqa: E402
@@ -244,6 +244,7 @@ def machine(args: argparse.Namespace) -> dict:
 
 def main(argv: Sequence[str]) -> None:
     args = parse_arguments(argv)
+    keep_memory()
     if args.threads:
         torch.set_num_threads(args.threads)
     with torch.inference_mode():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import platform
+import resource
 
 import pytest
 import torch
@@ -14,7 +16,7 @@ from tests.plain import plain
 from tests.toys import TOYS, toy_image, toy_model
 from utils.cli import UserError
 from utils.codec import compress_image, decompress_image
-from utils.inference import apply_inference_flags, bounded, held, memory_size, stripe_within
+from utils.inference import apply_inference_flags, bounded, held, keep_memory, memory_size, stripe_within
 
 THIN = 3000  # bytes: a row or a few
 
@@ -118,10 +120,9 @@ def test_bfloat16_transforms_change_no_file_s_decoding():
 
 
 def test_max_memory_is_kept_or_refused():
-    model, flags = (
-        toy_model("dcae"),
-        argparse.Namespace(max_memory=held(torch.device("cpu")) + (64 << 20), precision="fp32"),
-    )
+    model = toy_model("dcae")
+    compress_image(model, toy_image(10, 10))  # what is held from then on: libraries, tables, float64 copy
+    flags = argparse.Namespace(max_memory=held(torch.device("cpu")) + (64 << 20), precision="fp32")
     apply_inference_flags(model, flags)
     data = compress_image(model, toy_image(100, 100))
     assert decompress_image(model, data).shape == (1, 3, 100, 100)
@@ -131,6 +132,17 @@ def test_max_memory_is_kept_or_refused():
     assert stripe_within(10**9, 10**8, 10**8) > stripe_within(4 * 10**8, 3 * 10**8, 9 * 10**7)
     with pytest.raises(UserError, match="tcm holds whole maps"):
         apply_inference_flags(toy_model("tcm"), flags)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other allocators are left as they are")
+def test_freed_memory_is_kept():
+    keep_memory()
+    faults = []
+    for pages in (20 << 10, 16 << 10, 15 << 10):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        torch.ones(pages << 10)  # 4 KiB each
+        faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    assert max(faults[1:]) < 1000  # otherwise all of them, each time
 
 
 @pytest.mark.parametrize("text,size", [("8G", 8 << 30), ("1.5GiB", 3 << 29), ("900m", 900 << 20), ("12345", 12345)])

@@ -10,6 +10,7 @@ stripes only change the order of sums.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import mmap
 import re
 from collections.abc import Iterator
@@ -25,6 +26,8 @@ from utils.cli import UserError
 TEMPORARIES = 24  # bytes for each byte of a stripe's input; measured: 10 to 20
 LEAST_STRIPE = 128 << 10  # with smaller ones most rows are some stripe's border
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of <malloc.h>
+LARGEST_KEPT = 1 << 30  # bytes of a map; more than this at the top of the heap goes back to the system
 UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}
 
 
@@ -70,6 +73,20 @@ def stripe_within(limit: int, held_before: int, maps: int) -> int:
     if least > limit:
         raise UserError(f"--max-memory {_mib(limit)}: this image takes {_mib(least)}; give as much, or a smaller image")
     return min(DEFAULT_STRIPE, (limit - held_before - maps) // TEMPORARIES)
+
+
+def keep_memory() -> None:
+    """Let this process keep freed memory for its next maps.
+
+    The allocator of the C library (glibc; others are left as they are) would give each large map back to the system
+    and get it anew, page after page, which takes as long as a matrix product on it.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):
+        return
+    mallopt(M_MMAP_THRESHOLD, LARGEST_KEPT)
+    mallopt(M_TRIM_THRESHOLD, LARGEST_KEPT)
 
 
 def held(device: torch.device) -> int:
