@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from itertools import product
 from typing import TYPE_CHECKING
 
+import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
@@ -87,11 +88,10 @@ class MatrixConvolution(nn.Conv2d):
         return out.unflatten(1, (rows, width))[:, :, :columns]
 
     def _depthwise(self, x: Tensor, rows: int, columns: int) -> Tensor:
-        out = x.new_zeros(len(x), rows, columns, self.out_channels)
-        if self.bias is not None:
-            out += self.bias
+        out = x.new_zeros(self.out_channels) if self.bias is None else self.bias
         for (i, j), tap in zip(self._positions(), self.weight):
-            out.addcmul_(x[:, i : i + rows, j : j + columns], tap[0])
+            read = x[:, i : i + rows, j : j + columns]
+            out = torch.addcmul(out, read, tap[0]) if out.dim() == 1 else out.addcmul_(read, tap[0])
         return out
 
     def _positions(self) -> Iterator[tuple[int, int]]:
