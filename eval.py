@@ -26,7 +26,7 @@ from utils.curve import Point, Report, evaluate_point, plan_points
 from utils.devices import choose_device
 from utils.evaluation_table import format_curve, format_point
 from utils.files import require_writable
-from utils.inference import add_inference_flags, apply_inference_flags
+from utils.inference import add_inference_flags, apply_inference_flags, keep_memory
 from utils.reconstructions import ImageFile, list_images, refuse_overwriting
 from utils.report import ReportFolder, require_report_folder
 from utils.results import make_results, to_json, write_results
@@ -118,6 +118,7 @@ def main(argv: Sequence[str]) -> int:
     """Evaluate what the flags say; return the exit status."""
     args = parse_arguments(argv)
     check_flags(args)
+    keep_memory()
     device, images = choose_device(args.device, args.cuda), list_images(args.data, args.recursive)
     points = plan_points(check_checkpoints(args.checkpoint), args.quality, args.save_path)
     output = args.output or (args.save_path or Path()) / "results.json"

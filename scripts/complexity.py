@@ -28,6 +28,7 @@ from tqdm import tqdm  # noqa: E402
 from models import MODELS, default_config  # noqa: E402
 from utils.cli import UserError, run_program  # noqa: E402
 from utils.files import require_writable  # noqa: E402
+from utils.inference import keep_memory  # noqa: E402
 from utils.results import to_json, write_results  # noqa: E402
 from utils.tables import format_number, format_table  # noqa: E402
 
@@ -226,6 +227,7 @@ def as_json(args: argparse.Namespace, results: Sequence[dict[str, Any]]) -> dict
 def main(argv: Sequence[str]) -> None:
     args = parse_arguments(argv)
     check_flags(args)
+    keep_memory()
     flag = "--checkpoint" if args.checkpoint else "--models"
     references = [str(path) for path in args.checkpoint] if args.checkpoint else args.models or FULL_SIZE
     if args.alone:
