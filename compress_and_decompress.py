@@ -195,7 +195,8 @@ def say_once(job: Job, notes: Sequence[str], said: set) -> None:
 
 def main(argv: Sequence[str]) -> int:
     args = parse_arguments(argv)
-    keep_memory()
+    if args.max_memory is None:
+        keep_memory()
     if args.threads:
         torch.set_num_threads(args.threads)
     jobs = plan(args)

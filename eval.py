@@ -118,7 +118,8 @@ def main(argv: Sequence[str]) -> int:
     """Evaluate what the flags say; return the exit status."""
     args = parse_arguments(argv)
     check_flags(args)
-    keep_memory()
+    if args.max_memory is None:
+        keep_memory()
     device, images = choose_device(args.device, args.cuda), list_images(args.data, args.recursive)
     points = plan_points(check_checkpoints(args.checkpoint), args.quality, args.save_path)
     output = args.output or (args.save_path or Path()) / "results.json"

@@ -13,7 +13,7 @@ import argparse
 import ctypes
 import mmap
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -26,7 +26,7 @@ from utils.cli import UserError
 TEMPORARIES = 24  # bytes for each byte of a stripe's input; measured: 10 to 20
 LEAST_STRIPE = 128 << 10  # with smaller ones most rows are some stripe's border
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of <malloc.h>
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4  # of <malloc.h>
 LARGEST_KEPT = 1 << 30  # bytes of a map; more than this at the top of the heap goes back to the system
 UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}
 
@@ -76,17 +76,32 @@ def stripe_within(limit: int, held_before: int, maps: int) -> int:
 
 
 def keep_memory() -> None:
-    """Let this process keep freed memory for its next maps.
+    """Let this process keep freed memory for its next maps; not for programs under a limit, which `held` counts it in.
 
     The allocator of the C library (glibc; others are left as they are) would give each large map back to the system
     and get it anew, page after page, which takes as long as a matrix product on it.
     """
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError, TypeError):
+    mallopt = _of_allocator("mallopt")
+    if mallopt is None:
         return
-    mallopt(M_MMAP_THRESHOLD, LARGEST_KEPT)
+    if not mallopt(M_MMAP_THRESHOLD, LARGEST_KEPT):  # older versions take 32 MiB at most
+        mallopt(M_MMAP_MAX, 0)
     mallopt(M_TRIM_THRESHOLD, LARGEST_KEPT)
+
+
+def give_back_memory() -> None:
+    """Give the freed memory that was kept back to the system, so that `held` is what is in use."""
+    trim = _of_allocator("malloc_trim")
+    if trim is not None:
+        trim(0)
+
+
+def _of_allocator(name: str) -> Callable[..., int] | None:
+    """A function of glibc's allocator; None where the C library is another one."""
+    try:
+        return getattr(ctypes.CDLL(None), name)
+    except (AttributeError, OSError, TypeError):
+        return None
 
 
 def held(device: torch.device) -> int:
