@@ -33,17 +33,17 @@ import torch
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
+from compress_and_decompress import write_bytes, write_image  # noqa: E402
 from models import MODELS, build_model  # noqa: E402
 from models.layers.entropy_models import GaussianConditional  # noqa: E402
 from models.stripes import DEFAULT_STRIPE, stripes_of  # noqa: E402
 from tests.plain import plain  # noqa: E402
 from utils.cli import run_program  # noqa: E402
 from utils.codec import compress_image, decompress_image  # noqa: E402
-from utils.files import atomic_write  # noqa: E402
 from utils.images import read_image, to_tensor, to_uint8, write_png  # noqa: E402
 from utils.inference import held, keep_memory  # noqa: E402
 from utils.jobs import Job, Outcome, Stages, run_jobs  # noqa: E402
-from utils.measuring import CLOCKS, image, in_turn, peak, reset_peak  # noqa: E402
+from utils.measuring import CLOCKS, image, in_new_process, in_turn, peak, processor, record_part, reset_peak  # noqa: E402
 from utils.rans import Decoder, Encoder  # noqa: E402
 from utils.tables import format_table  # noqa: E402
 
@@ -137,12 +137,8 @@ def measure_transforms(args: argparse.Namespace) -> list[dict]:
 def measure_sizes(args: argparse.Namespace) -> list[dict]:
     """A process for each size and stripe."""
     flags = ["--model", args.model, "--clock", args.clock, "--threads", str(args.threads)]
-    rows = []
-    for size in args.sizes:
-        command = [sys.executable, __file__, "--one-size", str(size), *flags]
-        done = subprocess.run(command, check=True, capture_output=True, text=True)
-        rows += json.loads(done.stdout.splitlines()[-1])
-    return rows
+    parts = (in_new_process(__file__, ["--one-size", f"{size}", *flags], f"--sizes {size}") for size in args.sizes)
+    return [row for rows in parts for row in rows]
 
 
 def measure_one_size(args: argparse.Namespace) -> list[dict]:
@@ -176,8 +172,16 @@ def measure_folder(args: argparse.Namespace) -> list[dict]:
             write_png(name.with_suffix(".png"), to_uint8(image(0.4)))
         to_bins = [Job(n.name, n.with_suffix(".png"), n.with_suffix(".bin")) for n in names]
         to_images = [Job(n.name, n.with_suffix(".bin"), n.with_suffix(".out")) for n in names]
-        compress = Stages(lambda job: read_image(job.source)[0], partial(to_bytes, model), write_bytes)
-        decompress = Stages(lambda job: job.source.read_bytes(), partial(to_pixels, model), write_pixels)
+        compress = Stages(
+            read=lambda job: read_image(job.source)[0],
+            work=lambda job, pixels: (compress_image(model, to_tensor(pixels)), Outcome(job.name, "done")),
+            write=write_bytes,
+        )
+        decompress = Stages(
+            read=lambda job: job.source.read_bytes(),
+            work=lambda job, data: (to_uint8(decompress_image(model, data)), Outcome(job.name, "done")),
+            write=write_image,
+        )
         for what, jobs, stages in (("compress", to_bins, compress), ("decompress", to_images, decompress)):
             ways = {"one_at_a_time": partial(one_at_a_time, jobs, stages)}
             ways["overlapping"] = partial(run_jobs, jobs, stages, True, what)
@@ -189,25 +193,6 @@ def measure_folder(args: argparse.Namespace) -> list[dict]:
 def one_at_a_time(jobs: list[Job], stages: Stages) -> None:
     for job in jobs:
         stages.write(job, stages.work(job, stages.read(job)))
-
-
-def to_bytes(model, job: Job, pixels: np.ndarray) -> bytes:
-    return compress_image(model, to_tensor(pixels))
-
-
-def to_pixels(model, job: Job, data: bytes) -> np.ndarray:
-    return to_uint8(decompress_image(model, data))
-
-
-def write_bytes(job: Job, data: bytes) -> Outcome:
-    with atomic_write(job.target) as file:
-        file.write(data)
-    return Outcome(job.name, "done")
-
-
-def write_pixels(job: Job, pixels: np.ndarray) -> Outcome:
-    write_png(job.target, pixels)
-    return Outcome(job.name, "done")
 
 
 def measure_start(args: argparse.Namespace) -> list[dict]:
@@ -235,11 +220,8 @@ PARTS: dict[str, Callable[[argparse.Namespace], list[dict]]] = {
 
 def machine(args: argparse.Namespace) -> dict:
     """What the numbers were measured on, without its name."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    models = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
     flags = {"model": args.model, "runs": args.runs, "clock": args.clock, "threads": torch.get_num_threads()}
-    versions = {"python": platform.python_version(), "torch": torch.__version__}
-    return {"cpu": models[0] if models else platform.machine(), **versions, **flags}
+    return {"cpu": processor(), "python": platform.python_version(), "torch": torch.__version__, **flags}
 
 
 def main(argv: Sequence[str]) -> None:
@@ -257,14 +239,7 @@ def main(argv: Sequence[str]) -> None:
             rows = PARTS[name](args)
             cells = [[f"{v:.4g}" if isinstance(v, float) else str(v) for v in row.values()] for row in rows]
             print(f"\n{name}\n{format_table(list(rows[0]), cells)}", flush=True)
-            record(args.output, name, {**described, "rows": rows})
-
-
-def record(output: Path, name: str, part: dict) -> None:
-    """Put one part into the JSON file, whose other parts stay: they may have been measured another day."""
-    content = json.loads(output.read_text()) if output.exists() else {}
-    with atomic_write(output) as file:
-        file.write((json.dumps(content | {name: part}, indent=1) + "\n").encode())
+            record_part(args.output, name, {**described, "rows": rows})
 
 
 if __name__ == "__main__":

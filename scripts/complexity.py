@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -29,6 +27,7 @@ from models import MODELS, default_config  # noqa: E402
 from utils.cli import UserError, run_program  # noqa: E402
 from utils.files import require_writable  # noqa: E402
 from utils.inference import keep_memory  # noqa: E402
+from utils.measuring import in_new_process, processor  # noqa: E402
 from utils.results import to_json, write_results  # noqa: E402
 from utils.tables import format_number, format_table  # noqa: E402
 
@@ -147,23 +146,6 @@ def read(args: argparse.Namespace):
     return torch.nn.functional.interpolate(coarse, (height, width), mode="bicubic").clamp(0, 1)
 
 
-def processor() -> str:
-    """The CPU's name, if the system says it."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
-def measure_alone(argv: Sequence[str], flag: str, reference: str) -> dict[str, Any]:
-    """`measure` in a process of its own. Raises UserError with what it said where it failed."""
-    command = [sys.executable, "-W", "ignore", __file__, *argv, flag, reference, "--alone"]  # the last of a flag counts
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        lines = done.stderr.strip().splitlines() or [f"ended with status {done.returncode}"]
-        raise UserError(f"{reference}: {lines[-1].removeprefix('error: ')}")
-    return json.loads(done.stdout)
-
-
 def paper_row(model) -> dict[str, Any] | None:
     """The paper's row of this model, if it has one: of the same class and sizes."""
     for name, label in NAMES_IN_PAPER.items():
@@ -235,7 +217,8 @@ def main(argv: Sequence[str]) -> None:
         return
     results = []
     for reference in tqdm(references, unit="model", disable=None):
-        results.append(measure_alone(argv, flag, reference))
+        flags = [*argv, flag, reference, "--alone"]  # the last of a flag counts
+        results.append(in_new_process(__file__, flags, reference))
         if args.output:  # after each, since all of them may take an hour
             write_results(args.output, as_json(args, results))
     print(f"{results[0]['device']}; {protocol(args, results)}" + ("" if args.checkpoint else f"; {FRESH}"))

@@ -1,14 +1,22 @@
-"""What benchmarks share: clocks, runs in turn, peak memory, an image of any size."""
+"""What benchmarks share: clocks, runs in turn, fresh processes, peak memory, an image of any size."""
 
 from __future__ import annotations
 
+import json
+import platform
 import statistics
+import subprocess
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from utils.cli import UserError
+from utils.files import atomic_write
+from utils.inference import give_back_memory
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
@@ -32,8 +40,32 @@ def image(megapixels: float) -> torch.Tensor:
     return torch.nn.functional.interpolate(coarse, (2 * side, 3 * side), mode="bicubic").clamp(0, 1)
 
 
+def in_new_process(script: str, flags: Sequence[str], what: str) -> Any:
+    """The JSON that a script prints, run in a process of its own. Raises UserError: `what`, and what it said last."""
+    done = subprocess.run([sys.executable, "-W", "ignore", script, *flags], capture_output=True, text=True)
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or [f"ended with status {done.returncode}"]
+        raise UserError(f"{what}: {lines[-1].removeprefix('error: ')}")
+    return json.loads(done.stdout)
+
+
+def processor() -> str:
+    """The CPU's name, if the system says it."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def record_part(output: Path, name: str, part: dict[str, Any]) -> None:
+    """Put one part into a JSON file, whose other parts stay: they may have been measured another day."""
+    content = json.loads(output.read_text()) if output.exists() else {}
+    with atomic_write(output) as file:
+        file.write((json.dumps(content | {name: part}, indent=1) + "\n").encode())
+
+
 def reset_peak() -> None:
-    """Let Linux forget the peak memory of this process."""
+    """Let Linux forget the peak memory of this process, and freed memory that was kept."""
+    give_back_memory()
     Path("/proc/self/clear_refs").write_text("5")
 
 
