@@ -56,7 +56,9 @@ class MatrixConvolution(nn.Conv2d):
     @staticmethod
     def can_replace(layer: nn.Module) -> bool:
         """Whether `layer` is a convolution of the kind that this class computes."""
-        if type(layer) is not nn.Conv2d or layer.stride != (1, 1) or layer.weight.device.type != "cpu":
+        if type(layer) is not nn.Conv2d or layer.weight.device.type != "cpu":
+            return False
+        if (layer.stride, layer.dilation, layer.padding_mode) != ((1, 1), (1, 1), "zeros"):
             return False
         same_size = layer.padding == tuple(k // 2 for k in layer.kernel_size)
         return same_size and (layer.groups == 1 or layer.groups == layer.in_channels == layer.out_channels)
@@ -69,7 +71,7 @@ class MatrixConvolution(nn.Conv2d):
         """Tokens (B, r, W, in_channels) with `border` rows of zeros above and below -> (B, rows, W, out_channels)."""
         if self.kernel_size == (1, 1) and self.groups == 1:
             return F.linear(x, self.weight[0].T, self.bias)
-        if (self.kernel_size, self.stride, self.padding, self.groups) == winograd.USUAL:
+        if winograd.applies(self):
             return winograd.Tiles(x, border).convolve(winograd.transform_kernels(self.weight), self.bias)
         side = self.padding[1]
         x = F.pad(x, (0, 0, side, side, *border))

@@ -1,4 +1,4 @@
-"""Convolutions with a quarter of the multiplications.
+"""Winograd's 3x3 convolutions: a quarter of the multiplications.
 
 "Fast Algorithms for Convolutional Neural Networks" (Lavin and Gray, CVPR 2016, arXiv:1509.09308), F(4x4, 3x3): tiles of
 6x6 positions and the 3x3 kernels are transformed, multiplied position by position, and what comes out is transformed
@@ -23,8 +23,7 @@ from torch import Tensor, nn
 KERNEL, RESULT = 3, 4  # sides of kernel and result
 TILE = RESULT + KERNEL - 1
 POINTS = (0, 2 / 3, -2 / 3, 3 / 2, -3 / 2)  # and infinity
-USUAL = ((KERNEL, KERNEL), (1, 1), (1, 1), 1)  # kernel, stride, padding, groups
-WIDTHS = 128 * 128  # channels in times out, from which on float32 is faster than the library's
+LEAST_CHANNELS = 128 * 128  # in times out, from which on float32 is faster than the library's
 
 _direct: ContextVar[bool] = ContextVar("direct", default=False)
 
@@ -64,7 +63,7 @@ def transform_kernels(weight: Tensor) -> Tensor:
 
 @contextmanager
 def direct() -> Iterator[None]:
-    """Inside the block convolutions are computed as they are defined: for counting what that takes."""
+    """Inside the block `pays` is never true: for counting what convolutions as they are defined take."""
     token = _direct.set(True)
     try:
         yield
@@ -72,15 +71,25 @@ def direct() -> Iterator[None]:
         _direct.reset(token)
 
 
+def applies(layer: nn.Conv2d) -> bool:
+    """Whether it is a dense 3x3 convolution of stride 1 whose zero padding keeps the size."""
+    dense = (layer.stride, layer.dilation, layer.groups) == ((1, 1), (1, 1), 1)
+    return dense and (layer.kernel_size, layer.padding, layer.padding_mode) == ((KERNEL, KERNEL), (1, 1), "zeros")
+
+
 def pays(x: Tensor, *layers: nn.Module) -> bool:
-    """Whether these convolutions of x are faster this way: on CPUs, without gradients, and from some width on."""
+    """Whether these convolutions of x, a map or its tokens, are faster this way.
+
+    They are on CPUs, without gradients, in float64 and, from some width on, in float32.
+    """
     if _direct.get() or x.device.type != "cpu" or x.dtype not in MATRICES:
         return False
     if torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
         return False
-    if not all(isinstance(c, nn.Conv2d) and (c.kernel_size, c.stride, c.padding, c.groups) == USUAL for c in layers):
+    if not all(isinstance(layer, nn.Conv2d) and applies(layer) for layer in layers):
         return False
-    return x.dtype == torch.float64 or layers[0].in_channels * sum(c.out_channels for c in layers) >= WIDTHS
+    channels = layers[0].in_channels * sum(layer.out_channels for layer in layers)
+    return x.dtype == torch.float64 or channels >= LEAST_CHANNELS
 
 
 def matrices(dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
