@@ -52,10 +52,7 @@ class DCAE(DictionaryModel):
         self.build_dictionary(self.query_channels, dictionary_entries, dictionary_heads, dictionary_head_dim, msfa)
         self.g_a = analysis_transform(channels, depths, head_dims, window, M)
         self.g_s = synthesis_transform(channels, depths, head_dims, window, M)
-        self.build_hyper_prior(hyper_head_dim, hyper_window)
-        self.build_slice_networks([c + M * self.has_dictionary for c in self.query_channels], hidden)
-        self.build_prior()
-        self.build_conditional()
+        self.build_entropy_model(hyper_head_dim, hyper_window, hidden)
 
 
 def analysis_transform(

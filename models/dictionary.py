@@ -27,6 +27,8 @@ from models.layers.dictionary import DictionaryCrossAttention
 class DictionaryModel(SliceCompressionModel):
     """A subclass builds `g_a` and `g_s`, and everything else with the methods below, in the order of its tensors."""
 
+    has_dictionary = True  # False in a model built without entries
+
     def build_dictionary(self, query_channels: Sequence[int], entries: int, heads: int, head_dim: int, msfa: int):
         """The dictionary and what asks it; `query_channels[i]` is the width of the query of slice i.
 
@@ -51,12 +53,8 @@ class DictionaryModel(SliceCompressionModel):
         self.h_z_s1 = hyper_synthesis_transform(N, M, head_dim, window)
         self.h_z_s2 = hyper_synthesis_transform(N, M, head_dim, window)
 
-    def build_entropy_model(
-        self, entries: int, heads: int, head_dim: int, msfa: int, hyper_head_dim: int, hyper_window: int,
-        hidden: Sequence[int],
-    ) -> None:  # fmt: skip
-        """All of it at once."""
-        self.build_dictionary(self.query_channels, entries, heads, head_dim, msfa)
+    def build_entropy_model(self, hyper_head_dim: int, hyper_window: int, hidden: Sequence[int]) -> None:
+        """After what asks the dictionary: h_a, the hyper-synthesis, networks of the slices, priors."""
         self.build_hyper_prior(hyper_head_dim, hyper_window)
         self.build_slice_networks([c + self.M * self.has_dictionary for c in self.query_channels], hidden)
         self.build_prior()

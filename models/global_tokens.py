@@ -92,10 +92,7 @@ class GlobalTokenModel(DictionaryModel):
         self.g_a = dcae.analysis_transform(channels, depths, head_dims, window, M)
         self.g_s = dcae.synthesis_transform(channels, depths, head_dims, window, M)
         self.build_cross_attention(self.query_channels, dictionary_heads, dictionary_head_dim, 0)
-        self.build_hyper_prior(hyper_head_dim, hyper_window)
-        self.build_slice_networks([c + M for c in self.query_channels], hidden)
-        self.build_prior()
-        self.build_conditional()
+        self.build_entropy_model(hyper_head_dim, hyper_window, hidden)
 
     def hyper_synthesis(self, z_hat: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
         """z_hat, tokens_hat -> latent scales, latent means (B, M, h, w), the image's dictionary (B, tokens, width)."""

@@ -40,9 +40,8 @@ class TCMDictionary(DictionaryModel):
         super().__init__(recorded(locals()), M, hyper_channels, slices, (window, hyper_window), variable_rate)
         self.g_a = tcm.analysis_transform(N, M, head_dims, window)
         self.g_s = tcm.synthesis_transform(N, M, head_dims, window)
-        self.build_entropy_model(
-            dictionary_entries, dictionary_heads, dictionary_head_dim, msfa, hyper_head_dim, hyper_window, hidden
-        )
+        self.build_dictionary(self.query_channels, dictionary_entries, dictionary_heads, dictionary_head_dim, msfa)
+        self.build_entropy_model(hyper_head_dim, hyper_window, hidden)
 
 
 class ELICDictionary(DictionaryModel):
@@ -67,6 +66,5 @@ class ELICDictionary(DictionaryModel):
     ) -> None:
         super().__init__(recorded(locals()), M, hyper_channels, slices, (1, hyper_window), variable_rate)
         self.g_a, self.g_s = elic.analysis_transform(N, M), elic.synthesis_transform(N, M)
-        self.build_entropy_model(
-            dictionary_entries, dictionary_heads, dictionary_head_dim, msfa, hyper_head_dim, hyper_window, hidden
-        )
+        self.build_dictionary(self.query_channels, dictionary_entries, dictionary_heads, dictionary_head_dim, msfa)
+        self.build_entropy_model(hyper_head_dim, hyper_window, hidden)
