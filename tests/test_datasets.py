@@ -159,6 +159,7 @@ def test_a_recolored_crop_is_in_its_new_order_around_its_grey():
     strong = cut(image, replace(draw, saturation=1.5), PATCH)
     assert strong[0, :2].tolist() == [[105, 15, 60], [255, 0, 255]]
     assert cut(image, replace(draw, saturation=0.0), PATCH)[0, :2].tolist() == [[60] * 3, [170] * 3]
+    assert torch.equal(cut(image, draw, PATCH), image[:PATCH, :PATCH, [2, 0, 1]])  # the order alone
 
 
 @pytest.mark.parametrize("cache", ["none", "ram"])

@@ -18,7 +18,7 @@ paper of models/dcae.py: 252 and 305, 307 and 441 GMACs, 119.2 and 75.9 million 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -64,9 +64,15 @@ def count(model: nn.Module, function: Callable[[], Any]) -> tuple[Any, Macs]:
     """What `function` returns, and what its use of `model` takes to compute."""
     surplus = {aten.convolution: _surplus_of_transposed, aten.native_layer_norm: _norm}
     exact, added = FlopCounterMode(display=False), FlopCounterMode(display=False, custom_mapping=surplus)
-    whole = torch.no_grad(), sdpa_kernel(SDPBackend.MATH), stripes_of(None), direct()
-    with ExitStack() as stack:
-        gdn = [stack.enter_context(context) for context in (*whole, exact, added, _products_of_gdn(model))][-1]
+    with (
+        torch.no_grad(),
+        sdpa_kernel(SDPBackend.MATH),
+        stripes_of(None),
+        direct(),
+        _products_of_gdn(model) as gdn,
+        exact,
+        added,
+    ):
         result = function()
     flops, extra = exact.get_flop_counts()["Global"], added.get_flop_counts()["Global"]
     attention = sum(flops.get(op, 0) for op in ATTENTION)

@@ -26,7 +26,7 @@ from utils.cli import UserError
 from utils.images import FORMATS, read_image
 
 ORDERS = tuple(permutations(range(3)))  # of red, green and blue; the first is the image's own
-SATURATION_MAX = 2.0
+SATURATION_MAX = 2.0  # as many samples are paler as are stronger
 DOWNSCALE_MIN = 0.5  # JPEG's 8x8 blocks are gone at half the size
 
 
@@ -124,7 +124,7 @@ def allocate(size: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Draw:
-    """What chance decides about a sample: an image, a crop of it, and the quality it is trained at (1..100)."""
+    """What chance decides about a sample: an image, a crop of it, its quality in training (1..100), its colours."""
 
     image: int
     down: float  # 0..1: no factor smaller than DOWNSCALE_MIN, 1 for the image as it is
@@ -134,7 +134,7 @@ class Draw:
     flip_columns: bool
     quality: float
     saturation: float = 1.0  # 0 for grey, 1 for the image as it is, up to SATURATION_MAX
-    channels: tuple[int, ...] = (0, 1, 2)  # the order they are taken in
+    channels: tuple[int, ...] = ORDERS[0]  # which of the image's red, green and blue each one is
 
 
 @dataclass(frozen=True)
@@ -175,14 +175,14 @@ def cut(image: Tensor, draw: Draw, patch: int) -> Tensor:
     if side != patch:
         reduced = Image.fromarray(crop.numpy()).resize((patch, patch), Image.Resampling.LANCZOS)
         crop = torch.from_numpy(np.array(reduced))
-    if draw.saturation != 1:
+    if draw.saturation != 1 or draw.channels != ORDERS[0]:
         crop = recolored(crop, draw)
     flips = [axis for axis, flip in enumerate((draw.flip_rows, draw.flip_columns)) if flip]
     return crop.flip(flips) if flips else crop
 
 
 def recolored(crop: Tensor, draw: Draw) -> Tensor:
-    """The crop uint8 (H, W, 3) with its colours moved from or towards its mean of the channels, in their new order."""
+    """The crop uint8 (H, W, 3) with the draw's channels, moved from or towards their mean."""
     crop = crop[..., list(draw.channels)].float()
     grey = crop.mean(-1, keepdim=True)
     return (grey + draw.saturation * (crop - grey)).round().clamp(0, 255).to(torch.uint8)
