@@ -10,6 +10,7 @@ import torch
 
 from models.base import pad_to_multiple
 from models.layers import winograd
+from models.portable import MatrixConvolution
 from models.stripes import by_rows, convolution, convolutions, cut, deconvolution, of_last_channels, own, stripes_of
 from tests.plain import plain
 from tests.toys import TOYS, toy_image, toy_model
@@ -60,6 +61,13 @@ def test_wide_convolutions_are_tiled_where_no_gradients_are_recorded():
         assert torch.allclose(convolution(layer, x), layer(x), atol=1e-5)
         assert not winograd.pays(x, torch.nn.Conv2d(128, 128, 3, 2, 1))
     assert not winograd.pays(x, layer)
+
+
+def test_workspace_is_that_of_the_largest_transformed_kernels():
+    layers = torch.nn.Sequential(torch.nn.Conv2d(6, 4, 3, padding=1), torch.nn.Conv2d(50, 50, 1)).double()
+    assert winograd.workspace(layers) == 2 * winograd.transform_kernels(layers[0].weight).nbytes
+    dilated = torch.nn.Conv2d(6, 4, 3, padding=1, dilation=2)
+    assert winograd.workspace(dilated) == 0 and not MatrixConvolution.can_replace(dilated)
 
 
 def test_stripes_are_equally_high():

@@ -1,6 +1,6 @@
 """How a trained model computes: in which precision, and in how much memory.
 
-    peak = what is held before (weights, libraries) + the model's maps, a number of bytes a pixel + temporaries
+    peak = what is held before (weights, libraries, transformed kernels) + maps, a number of bytes a pixel + temporaries
 
 The last part grows with the stripe (models/stripes.py), so that a limit decides about it. `bounded` cuts
 each image as it needs. Files do not depend on any of it: the path of the entropy coder keeps its own arithmetic, and
@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from models.layers.winograd import workspace
 from models.stripes import DEFAULT_STRIPE, stripes_of
 from utils.cli import UserError
 
@@ -60,10 +61,11 @@ def bounded(model: nn.Module, height: int, width: int, arithmetic: str = "fp32")
     if limit is None:
         yield
         return
-    model.entropy_path(arithmetic)  # its weights are part of what is held
+    path, device = model.entropy_path(arithmetic), next(model.parameters()).device
+    held_before = held(device) + (workspace(path) if device.type == "cpu" else 0)
     multiple = model.size_multiple
     pixels = -(-height // multiple) * -(-width // multiple) * multiple**2
-    with stripes_of(stripe_within(limit, held(next(model.parameters()).device), pixels * model.bytes_a_pixel)):
+    with stripes_of(stripe_within(limit, held_before, pixels * model.bytes_a_pixel)):
         yield
 
 

@@ -61,6 +61,12 @@ def transform_kernels(weight: Tensor) -> Tensor:
     return torch.mm(of_kernel, weight.flatten(2).flatten(0, 1).T).unflatten(1, weight.shape[:2]).transpose(1, 2)
 
 
+def workspace(model: nn.Module) -> int:
+    """Bytes that the transformed kernels of the model's widest such layer take: twice, since products copy them."""
+    layers = [layer for layer in model.modules() if isinstance(layer, nn.Conv2d) and applies(layer)]
+    return max((2 * TILE**2 * layer.weight.nbytes // KERNEL**2 for layer in layers), default=0)
+
+
 @contextmanager
 def direct() -> Iterator[None]:
     """Inside the block `pays` is never true: for counting what convolutions as they are defined take."""
