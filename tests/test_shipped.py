@@ -72,15 +72,15 @@ def test_rate_is_that_of_fast_files(model, name):
     verify_file(model, portable)
 
 
-@pytest.mark.parametrize("name", ["city", "girl", "flowers", "grass"])
+@pytest.mark.parametrize("name", ["city", "flowers", "girl", "grass", "night", "pixel"])
 def test_better_than_jpeg_at_every_rate(model, name):
-    """At three qualities, JPEG in no fewer bytes is at least 0.2 dB behind; rate and PSNR rise with quality."""
+    """At three qualities, JPEG in no fewer bytes is at least 0.9 dB behind; rate and PSNR rise with quality."""
     x, rates, qualities = photo(name, 320, 320), [], []
     for quality in (10.0, 45.0, 80.0):
         data = compress_image(model, x, quality, "fp32")
         rates.append(len(data))
         qualities.append(psnr(x, to_tensor(to_uint8(decompress_image(model, data)))))
-        assert qualities[-1] > psnr(x, to_tensor(jpeg_in_at_least(len(data), to_uint8(x)))) + 0.2
+        assert qualities[-1] > psnr(x, to_tensor(jpeg_in_at_least(len(data), to_uint8(x)))) + 0.9
     assert rates == sorted(rates) and qualities == sorted(qualities)
 
 
