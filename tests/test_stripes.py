@@ -14,6 +14,7 @@ from models.portable import MatrixConvolution
 from models.stripes import by_rows, convolution, convolutions, cut, deconvolution, of_last_channels, own, stripes_of
 from tests.plain import plain
 from tests.toys import TOYS, toy_image, toy_model
+from utils import inference
 from utils.cli import UserError
 from utils.codec import compress_image, decompress_image
 from utils.inference import (
@@ -149,8 +150,11 @@ def test_max_memory_is_kept_or_refused():
         apply_inference_flags(toy_model("tcm"), flags)
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other allocators are left as they are")
 def test_freed_memory_is_kept_until_it_is_given_back():
+    """Where the C library is glibc. The calls do nothing elsewhere."""
+    if platform.libc_ver()[0] != "glibc":
+        assert keep_memory() is None and give_back_memory() is None
+        return
     import resource  # which Windows has not
 
     keep_memory()
@@ -163,6 +167,23 @@ def test_freed_memory_is_kept_until_it_is_given_back():
     before = held(torch.device("cpu"))
     give_back_memory()
     assert before - held(torch.device("cpu")) > 50 << 20
+
+
+@pytest.mark.parametrize("threshold_taken", [1, 0])
+def test_no_map_goes_back_by_itself_in_any_version_of_the_library(monkeypatch, threshold_taken):
+    """Versions that refuse the threshold are told to use no maps of their own at all."""
+    asked = {}
+
+    def mallopt(option: int, value: int) -> int:
+        asked[option] = value
+        return threshold_taken if option == inference.M_MMAP_THRESHOLD else 1
+
+    monkeypatch.setattr(inference, "_of_allocator", lambda name: {"mallopt": mallopt}[name])
+    keep_memory()
+    assert asked[inference.M_TRIM_THRESHOLD] == asked[inference.M_MMAP_THRESHOLD] == inference.LARGEST_KEPT
+    assert (asked.get(inference.M_MMAP_MAX) == 0) == (not threshold_taken)
+    monkeypatch.setattr(inference, "_of_allocator", lambda name: None)
+    assert keep_memory() is None and give_back_memory() is None
 
 
 @pytest.mark.parametrize("text,size", [("8G", 8 << 30), ("1.5GiB", 3 << 29), ("900m", 900 << 20), ("12345", 12345)])
