@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -39,6 +39,7 @@ from models.layers import winograd
 from models.layers.convolution import conv
 from models.layers.entropy_models import EntropyBottleneck, EntropyModel, GaussianConditional
 from models.layers.gain import QUALITY_MAX, QUALITY_MIN, GainUnit
+from models.narrow import narrow_copy
 from models.portable import portable_copy
 from models.stripes import channels_last, convolution, convolutions, of_last_channels
 
@@ -147,6 +148,16 @@ class SliceCompressionModel(nn.Module, ABC):
         Takes the features that `hyper_synthesis` gives, and the slices of y_hat before i.
         """
 
+    def answer(self, i: int, query: Tensor) -> Tensor:
+        """What slice i's dictionary attention makes of a query (B, query channels, h, w), in models that have one.
+
+        Keys and values are computed once for all images, where nothing is trained.
+        """
+        layer = self.dt_cross_attention[i]
+        if torch.is_grad_enabled() or torch.is_autocast_enabled(query.device.type):
+            return layer(query, layer.entries(self.dt))
+        return layer(query, self._derive(f"entries of slice {i}", lambda: layer.entries(self.dt)))
+
     # ---- the slice loop --------------------------------------------------------------------------------------------
 
     def code_slices(self, z_hat: Tensor, y: Tensor | None, coder) -> Tensor:
@@ -218,19 +229,20 @@ class SliceCompressionModel(nn.Module, ABC):
 
     def to_latent(self, x: Tensor, quality: Tensor | None) -> Tensor:
         """Analysis transform and gain: y as it is quantised."""
-        y = self.transform(self.analysis, x)
+        y = self.transform("analysis", x)
         return self.gain(y, quality) if self.variable_rate else y
 
     def to_image(self, y_hat: Tensor, quality: Tensor | None) -> Tensor:
         """Inverse gain and synthesis transform."""
-        return self.transform(self.synthesis, self.gain.inverse(y_hat, quality) if self.variable_rate else y_hat)
+        return self.transform("synthesis", self.gain.inverse(y_hat, quality) if self.variable_rate else y_hat)
 
-    def transform(self, network: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        """network(x), with matrix products in `precision`."""
+    def transform(self, name: str, x: Tensor) -> Tensor:
+        """`analysis` or `synthesis` of x, with matrix products in `precision`."""
         if self.precision is torch.float32:
-            return network(x)
+            return getattr(self, name)(x)
+        narrow = self if torch.is_grad_enabled() else self._derive("narrow", lambda: narrow_copy(self, self.precision))
         with torch.autocast(x.device.type, self.precision):
-            return network(x).to(x.dtype)
+            return getattr(narrow, name)(x).to(x.dtype)
 
     def check_quality(self, quality: Tensor | float | None, x: Tensor) -> Tensor | None:
         """`quality` as (B,) beside x. Raises ValueError where it is missing, superfluous or outside 1..100."""

@@ -103,7 +103,8 @@ class GlobalTokenModel(DictionaryModel):
     ) -> tuple[Tensor, Tensor]:
         """As in DCAE, with the dictionary of the image."""
         query = torch.cat([scales, means, *decoded], 1)
-        support = torch.cat([query, self.dt_cross_attention[i](query, dictionary)], 1)
+        layer = self.dt_cross_attention[i]
+        support = torch.cat([query, layer(query, layer.entries(dictionary))], 1)
         return support, support
 
     # ---- the tokens beside z ---------------------------------------------------------------------------------------

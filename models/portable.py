@@ -23,6 +23,8 @@ from models.stripes import Border, to_map, to_tokens
 if TYPE_CHECKING:
     from models.base import SliceCompressionModel
 
+KEPT_KERNELS = 256 << 20  # bytes; where a model's transformed kernels take no more they are computed once
+
 
 def portable_copy(model: SliceCompressionModel) -> SliceCompressionModel:
     """A float64 copy of what lies between z_hat and the scales; the transforms are left out."""
@@ -32,6 +34,10 @@ def portable_copy(model: SliceCompressionModel) -> SliceCompressionModel:
         for name, child in module.named_children():
             if MatrixConvolution.can_replace(child):
                 setattr(module, name, MatrixConvolution.of(child))
+    tiled = [m for m in path.modules() if isinstance(m, MatrixConvolution) and winograd.applies(m)]
+    if sum(map(winograd.size_of_kernels, tiled)) <= KEPT_KERNELS:
+        for layer in tiled:
+            layer.weight = nn.Parameter(winograd.transform_kernels(layer.weight), requires_grad=False)
     return path
 
 
@@ -67,12 +73,16 @@ class MatrixConvolution(nn.Conv2d):
         """(B, in_channels, H, W) -> (B, out_channels, H, W)."""
         return to_map(self.convolve(to_tokens(x), (self.padding[0], self.padding[0])))
 
-    def convolve(self, x: Tensor, border: Border) -> Tensor:
-        """Tokens (B, r, W, in_channels) with `border` rows of zeros above and below -> (B, rows, W, out_channels)."""
+    def convolve(self, x: Tensor, border: Border, kernels: Tensor | None = None) -> Tensor:
+        """Tokens (B, r, W, in_channels) with `border` rows of zeros above and below -> (B, rows, W, out_channels).
+
+        kernels: its own, transformed, where they are already.
+        """
         if self.kernel_size == (1, 1) and self.groups == 1:
             return F.linear(x, self.weight[0].T, self.bias)
         if winograd.applies(self):
-            return winograd.Tiles(x, border).convolve(winograd.transform_kernels(self.weight), self.bias)
+            kernels = winograd.transform_kernels(self.weight) if kernels is None else kernels
+            return winograd.Tiles(x, border).convolve(kernels, self.bias)
         side = self.padding[1]
         x = F.pad(x, (0, 0, side, side, *border))
         rows, columns = (n - k + 1 for n, k in zip(x.shape[1:3], self.kernel_size))

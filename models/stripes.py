@@ -28,6 +28,7 @@ STRIPES_OF_TILES = 4  # how many stripes a transformed one counts for: its produ
 _stripe: ContextVar[int | None] = ContextVar("stripe", default=DEFAULT_STRIPE)
 
 Border = tuple[int, int]  # how many of the halo's rows above and below lie outside of the map
+Residual = tuple[Callable[..., Tensor], Tensor]  # join(base, branch, out=None), and the base
 
 
 @contextmanager
@@ -72,28 +73,39 @@ def cut(x: Tensor, rows: int, unit: int = 1, times: int = 1) -> list[tuple[int, 
 
 def by_rows(
     function: Callable[..., Tensor], x: Tensor, halo: int = 0, unit: int = 1, also: tuple[Tensor, ...] = (),
-    out: Tensor | None = None,
+    out: Tensor | None = None, onto: Residual | None = None,
 ) -> Tensor:  # fmt: skip
     """`function` of tokens x (B, H, W, C) in stripes of a multiple of `unit` rows; returns (B, H, W, any width).
 
     It is called with a stripe, with `halo` rows around it as far as the map reaches, then with `border`, how many of
     these rows the map lacks above and below, then with the stripe's rows of each tensor in `also`. It returns the
     stripe's rows. `out` takes the result; it may be x, which is then overwritten, where no gradients are recorded.
+    `onto` (join, base): the result is `join`(base, what the function returns), written to its place without a copy.
     """
-    height, stripes = x.shape[1], cut(x, x.shape[1], max(unit, halo))
+    height, stripes, kept = x.shape[1], cut(x, x.shape[1], max(unit, halo)), None
+    join, base = onto or (None, x)
     if len(stripes) == 1 and out is None:
-        return function(x, (halo, halo), *also)
-    kept = x[:, :0]  # of x, if it is being overwritten, what was in the rows above the stripe
+        result = function(x, (halo, halo), *also)
+        return join(base, result) if join else result
+    if join and out is None:
+        out = base.new_empty(base.shape)
     for top, bottom in stripes:
         above, below = min(halo, top), min(halo, height - bottom)
-        rows = x[:, top - above : bottom + below]
-        if out is x and above:
-            rows = torch.cat([kept, rows[:, above:]], 1)
-        kept = x[:, bottom - halo : bottom].clone() if out is x else kept
-        result = function(rows, (halo - above, halo - below), *(other[:, top:bottom] for other in also))
-        if out is None:
-            out = result.new_empty(len(x), height, *result.shape[2:])
-        out[:, top:bottom] = result
+        edge = x[:, top - above : top]
+        overwritten = out is x and above > 0  # the function is to read the rows above the stripe as they were
+        if overwritten:
+            done = edge.clone()
+            edge.copy_(kept)
+        kept = x[:, bottom - halo : bottom].clone() if out is x else None
+        result = function(
+            x[:, top - above : bottom + below], (halo - above, halo - below), *(other[:, top:bottom] for other in also)
+        )
+        if join:
+            join(base[:, top:bottom], result, out=out[:, top:bottom])
+        else:
+            out = _put(out, result, height, top, bottom)
+        if overwritten:
+            edge.copy_(done)
     return out
 
 
@@ -107,12 +119,17 @@ def own(x: Tensor) -> Tensor | None:
     return None if torch.is_grad_enabled() else x
 
 
-def convolve(layer: nn.Conv2d, rows: Tensor, border: Border) -> Tensor:
-    """A convolution of tokens (B, r, W, C) whose zero padding above and below is `border` rows instead of its own."""
+def convolve(layer: nn.Conv2d, rows: Tensor, border: Border, kernels: Tensor | None = None) -> Tensor:
+    """A convolution of tokens (B, r, W, C) whose zero padding above and below is `border` rows instead of its own.
+
+    kernels: the layer's, transformed, where they are already.
+    """
     if hasattr(layer, "convolve"):  # models.portable has its own
-        return layer.convolve(rows, border)
-    if winograd.pays(rows, layer):
-        return winograd.Tiles(rows, border).convolve(winograd.transform_kernels(layer.weight), layer.bias)
+        return layer.convolve(rows, border, kernels)
+    if kernels is None and winograd.pays(rows, layer):
+        kernels = winograd.transform_kernels(layer.weight)
+    if kernels is not None:
+        return winograd.Tiles(rows, border).convolve(kernels, layer.bias)
     x = to_map(rows)
     if border[0] != border[1]:
         x, border = F.pad(x, (0, 0, *border)), (0, 0)
@@ -134,11 +151,11 @@ def convolution(layer: nn.Conv2d, x: Tensor, finish: Callable[[Tensor], Tensor] 
     kernel, stride, padding = layer.kernel_size[0], layer.stride[0], layer.padding[0]
     tokens, height = to_tokens(x), x.shape[2]
     out, rows = None, (height + 2 * padding - kernel) // stride + 1
-    tiled = winograd.pays(x, layer)
-    for top, bottom in cut(tokens, rows, *((winograd.RESULT, STRIPES_OF_TILES) if tiled else ())):
+    kernels = winograd.transform_kernels(layer.weight) if winograd.pays(x, layer) else None
+    for top, bottom in cut(tokens, rows, *(() if kernels is None else (winograd.RESULT, STRIPES_OF_TILES))):
         first, last = top * stride - padding, (bottom - 1) * stride - padding + kernel
         border = max(0, -first), max(0, last - height)
-        result = convolve(layer, tokens[:, max(0, first) : min(last, height)].contiguous(), border)
+        result = convolve(layer, tokens[:, max(0, first) : min(last, height)].contiguous(), border, kernels)
         result = (finish(result) if finish else result).to(x.dtype)
         out = _put(out, result, rows, top, bottom)
     return to_map(out)
@@ -152,18 +169,18 @@ def convolutions(layers: Sequence[nn.Conv2d], x: Tensor) -> list[Tensor]:
     """
     tokens, height, channels = to_tokens(x), x.shape[2], x.shape[1]
     outs: list[Tensor | None] = [None] * len(layers)
+    kernels = [winograd.transform_kernels(layer.weight[:, :channels]) for layer in layers]
     for top, bottom in cut(tokens, height, winograd.RESULT, STRIPES_OF_TILES):
         first, last = max(0, top - 1), min(height, bottom + 1)
         tiles = winograd.Tiles(tokens[:, first:last], (1 - (top - first), 1 - (last - bottom)))
         for j, layer in enumerate(layers):
-            kernels = winograd.transform_kernels(layer.weight)[:, :channels]
-            outs[j] = _put(outs[j], tiles.convolve(kernels, layer.bias), height, top, bottom)
+            outs[j] = _put(outs[j], tiles.convolve(kernels[j], layer.bias), height, top, bottom)
     return [to_map(out) for out in outs]
 
 
 def of_last_channels(layer: nn.Conv2d, x: Tensor) -> Tensor:
     """What a 3x3 convolution, without its bias, makes of the last channels of its input, which are x (B, C, H, W)."""
-    kernels = winograd.transform_kernels(layer.weight)[:, -x.shape[1] :]
+    kernels = winograd.transform_kernels(layer.weight[:, -x.shape[1] :])
     return to_map(winograd.Tiles(to_tokens(x), (1, 1)).convolve(kernels))
 
 

@@ -17,9 +17,9 @@ with one thread they are what a clock shows on an idle one.
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import platform
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -49,6 +49,7 @@ from utils.tables import format_table  # noqa: E402
 
 KODAK_SYMBOLS = 320 * 32 * 48
 THIN = 1 << 20  # bytes of a stripe where memory is short
+WAYS = ("plain", "plain, memory kept", "fp32", "bf16", "fp64")
 
 
 def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
@@ -63,6 +64,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     add("--clock", choices=CLOCKS, default="wall")
     add("--output", type=Path, default=ROOT / "results" / "benchmark.json")
     add("--one-size", type=float, help=argparse.SUPPRESS)
+    add("--one-way", choices=WAYS, help=argparse.SUPPRESS)
     return parser.parse_args(argv)
 
 
@@ -74,13 +76,13 @@ def fresh_model(args: argparse.Namespace):
 
 
 def measure_coder(args: argparse.Namespace) -> list[dict]:
-    """Symbols as their scales distribute them, most of them small, as in a latent."""
+    """Symbols as their scales distribute them, most of them small, as in a latent; uint8 indexes, as a model has."""
     from compressai.ans import BufferedRansEncoder, RansDecoder
 
     gaussian, random = GaussianConditional(), np.random.default_rng(0)
     gaussian.update()
     tables, scales = gaussian.tables(), gaussian.scale_table.numpy()
-    indexes = random.integers(0, 40, KODAK_SYMBOLS).astype(np.int32)
+    indexes = random.integers(0, 40, KODAK_SYMBOLS).astype(np.uint8)
     symbols = np.rint(random.standard_normal(KODAK_SYMBOLS) * scales[indexes]).astype(np.int32)
     lists = [array.tolist() for array in (tables.cdf, tables.lengths, tables.offsets)]
 
@@ -112,26 +114,52 @@ def measure_coder(args: argparse.Namespace) -> list[dict]:
 
 
 def measure_transforms(args: argparse.Namespace) -> list[dict]:
-    """Encoding and decoding an image of the first size, and the transforms in them."""
-    model, x = fresh_model(args), image(args.sizes[0])
-    narrow = copy.copy(model)  # shares the weights
-    narrow.precision = torch.bfloat16
-    ways = {"plain": (plain(model), "fp32"), "fp32": (model, "fp32"), "bf16": (narrow, "fp32"), "fp64": (model, "fp64")}
-    coded = {way: m.compress(x, arithmetic=a) for way, (m, a) in ways.items()}  # a warm-up as well
-    steps = {
-        "encode": lambda m, a, out: m.compress(x, arithmetic=a),
-        "of it analysis": lambda m, a, out: m.to_latent(x, None),
-        "decode": lambda m, a, out: m.decompress(out["strings"], out["shape"], arithmetic=a),
-        "of it synthesis": lambda m, a, out: m.to_image(out["y_hat"], None),
-    }
+    """Encoding and decoding an image of the first size, and the transforms in them: a process each, in turn.
+
+    The plain formulas run as torch runs them, and once more with the memory kept that our programs keep.
+    """
+    flags = [
+        "--model",
+        args.model,
+        "--clock",
+        args.clock,
+        "--threads",
+        str(args.threads),
+        "--sizes",
+        f"{args.sizes[0]}",
+    ]
+    measured = [
+        {way: in_new_process(__file__, ["--one-way", way, *flags], f"transforms, {way}") for way in WAYS}
+        for _ in range(args.runs)
+    ]
     rows = []
-    for name, step in steps.items():
-        seconds = in_turn(
-            {way: partial(step, m, a, coded[way]) for way, (m, a) in ways.items()}, args.runs, args.clock, warm_up=False
-        )
+    for step in measured[0]["plain"]:
+        seconds = {way: statistics.median(run[way][step] for run in measured) for way in WAYS}
         times = {f"plain/{way}": seconds["plain"] / seconds[way] for way in ("fp32", "bf16", "fp64")}
-        rows.append({"what": f"{name}, s", **seconds, **times})
+        rows.append({"what": f"{step}, s", **seconds, **times})
     return rows
+
+
+def measure_one_way(args: argparse.Namespace) -> dict[str, float]:
+    """Seconds of each step in one of WAYS."""
+    model, x, clock, way = fresh_model(args), image(args.sizes[0]), CLOCKS[args.clock], args.one_way
+    model = plain(model) if way.startswith("plain") else model
+    model.precision = torch.bfloat16 if way == "bf16" else torch.float32
+    arithmetic = "fp64" if way == "fp64" else "fp32"
+    coded = model.compress(x, arithmetic=arithmetic)
+    steps = {
+        "encode": lambda: model.compress(x, arithmetic=arithmetic),
+        "of it analysis": lambda: model.to_latent(x, None),
+        "decode": lambda: model.decompress(coded["strings"], coded["shape"], arithmetic=arithmetic),
+        "of it synthesis": lambda: model.to_image(coded["y_hat"], None),
+    }
+    seconds = {}
+    for name, step in steps.items():
+        for _ in range(2):  # the first warms up
+            start = clock()
+            step()
+            seconds[name] = clock() - start
+    return seconds
 
 
 def measure_sizes(args: argparse.Namespace) -> list[dict]:
@@ -226,12 +254,16 @@ def machine(args: argparse.Namespace) -> dict:
 
 def main(argv: Sequence[str]) -> None:
     args = parse_arguments(argv)
-    keep_memory()
+    if args.one_way != "plain":
+        keep_memory()
     if args.threads:
         torch.set_num_threads(args.threads)
     with torch.inference_mode():
         if args.one_size:
             print(json.dumps(measure_one_size(args)))
+            return
+        if args.one_way:
+            print(json.dumps(measure_one_way(args)))
             return
         described = machine(args)
         print(", ".join(f"{key} {value}" for key, value in described.items()))

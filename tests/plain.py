@@ -25,6 +25,8 @@ def plain(model: SliceCompressionModel) -> SliceCompressionModel:
     for module in new.modules():
         if type(module) in FORWARD:
             module.forward = types.MethodType(FORWARD[type(module)], module)
+        if isinstance(module, dictionary.DictionaryCrossAttention):
+            module.entries = lambda entries: entries  # its formula starts from the dictionary itself
     new.first_layers = lambda *_: [None] * 3  # nothing is shared
     return new
 

@@ -108,9 +108,9 @@ def test_anchors_help_the_others_and_not_themselves(kind):
 def test_an_image_of_its_own_dictionary_for_each_of_a_batch():
     layer, x = DictionaryCrossAttention(6, 5, 8, 2, 0), torch.randn(2, 6, 4, 4)
     dictionaries = torch.randn(2, 7, 8)
-    together = layer(x, dictionaries)
+    together = layer(x, layer.entries(dictionaries))
     for i in range(2):
-        assert torch.allclose(together[i : i + 1], layer(x[i : i + 1], dictionaries[i]), atol=1e-6)
+        assert torch.allclose(together[i : i + 1], layer(x[i : i + 1], layer.entries(dictionaries[i])), atol=1e-6)
 
 
 def test_tokens_cost_rate_and_reach_the_decoder():

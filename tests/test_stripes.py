@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import platform
 
 import pytest
 import torch
 
+from models import portable
 from models.base import pad_to_multiple
 from models.layers import winograd
 from models.portable import MatrixConvolution
@@ -66,9 +68,33 @@ def test_wide_convolutions_are_tiled_where_no_gradients_are_recorded():
 
 def test_workspace_is_that_of_the_largest_transformed_kernels():
     layers = torch.nn.Sequential(torch.nn.Conv2d(6, 4, 3, padding=1), torch.nn.Conv2d(50, 50, 1)).double()
-    assert winograd.workspace(layers) == 2 * winograd.transform_kernels(layers[0].weight).nbytes
+    assert winograd.workspace(layers) == 4 * winograd.transform_kernels(layers[0].weight).nbytes
     dilated = torch.nn.Conv2d(6, 4, 3, padding=1, dilation=2)
     assert winograd.workspace(dilated) == 0 and not MatrixConvolution.can_replace(dilated)
+
+
+def test_narrow_weights_change_nothing():
+    """They are what autocast would make of the weights, and follow them when these change."""
+    model, x = copy.deepcopy(toy_model("dcae")), toy_image(128, 128)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        expected = model.analysis(x).float()
+    model.precision = torch.bfloat16
+    with torch.no_grad():
+        assert torch.equal(model.transform("analysis", x), expected)
+        model.load_state_dict({name: value * 0 for name, value in model.state_dict().items()})
+        assert not model.transform("analysis", x).any()
+
+
+def test_kernels_are_transformed_once_where_they_are_small(monkeypatch):
+    model, x = copy.deepcopy(toy_model("dcae")), toy_image(128, 128)
+    data = compress_image(model, x)
+    path = model.entropy_path("fp64")
+    assert winograd.workspace(path) == 0 and len(path.cc_mean_transforms[0].first.weight) == winograd.TILE**2
+    monkeypatch.setattr(portable, "KEPT_KERNELS", 0)
+    again = portable.portable_copy(model)
+    assert winograd.workspace(again) > 0 and len(again.cc_mean_transforms[0].first.weight) == winograd.KERNEL**2
+    model._derived["portable"] = again
+    assert compress_image(model, x) == data
 
 
 def test_stripes_are_equally_high():

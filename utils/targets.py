@@ -67,7 +67,7 @@ def compress_to_target(
     A size or rate above that of the highest quality, or a PSNR below that of the lowest, gives that quality. Raises
     UserError, saying what could be had, where the model cannot go as small, or as good, as is asked.
     """
-    latent = model.analysis(pad_centred(x, model.size_multiple, padding))
+    latent = model.transform("analysis", pad_centred(x, model.size_multiple, padding))
 
     def attempt(quality: float) -> Trial:
         quality = quality_steps(quality) / 100

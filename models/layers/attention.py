@@ -47,22 +47,36 @@ class WindowAttention(nn.Module):
         """(B, H, W, C) -> (B, H, W, C)."""
         return self.in_windows(self.attend, x)
 
-    def in_windows(self, function: Callable[[Tensor, Biases], Tensor], x: Tensor) -> Tensor:
+    def in_windows(
+        self, function: Callable[[Tensor, Biases], Tensor], x: Tensor,
+        join: Callable[..., Tensor] | None = None, out: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
         """`function`(rows of windows, biases) over tokens x (B, H, W, C), in stripes; returns (B, H, W, C).
 
-        Shifted windows start `shift` rows further down; the last ones hold the rows left over at both ends.
+        join(x, function's result) is the result where it is given; `out`, which may be x, takes it. Shifted windows
+        start `shift` rows further down; the last ones hold the rows left over at both ends.
         """
         window, shift = self.window, self.shift
         bias, row_mask = self.bias(), self.masks[0] if shift else 0
         inner, last = ((b, b + self.masks[1] if shift else b) for b in (bias, bias + row_mask))
+
+        def whole_windows(x: Tensor, out: Tensor | None) -> Tensor:
+            onto = (join, x) if join else None
+            return by_rows(lambda rows, _: function(rows, inner), x, unit=window, out=out, onto=onto)
+
         if not shift:
-            return by_rows(lambda rows, _: function(rows, inner), x, unit=window)
+            return whole_windows(x, out)
         end = x.shape[1] - window + shift
-        border = function(torch.cat([x[:, end:], x[:, :shift]], 1), last)
+        ends = torch.cat([x[:, end:], x[:, :shift]], 1)
+        border = function(ends, last)
+        border = join(ends, border) if join else border
         parts = [border[:, window - shift :], border[:, : window - shift]]
         if end > shift:
-            parts.insert(1, by_rows(lambda rows, _: function(rows, inner), x[:, shift:end], unit=window))
-        return torch.cat(parts, 1)
+            parts.insert(1, whole_windows(x[:, shift:end], None if out is None else out[:, shift:end]))
+        if out is None:
+            return torch.cat(parts, 1)
+        out[:, :shift], out[:, end:] = parts[0], parts[-1]
+        return out
 
     def attend(self, x: Tensor, biases: Biases) -> Tensor:
         """Rows of windows (B, r, W, C) -> the same; shifted ones wrap around at the end of a row."""
@@ -115,9 +129,9 @@ class ResidualScale(nn.Module):
         super().__init__()
         self.scale = nn.Parameter(torch.ones(channels))
 
-    def forward(self, x: Tensor, branch: Tensor) -> Tensor:
+    def forward(self, x: Tensor, branch: Tensor, out: Tensor | None = None) -> Tensor:
         """scale * x + branch for tokens (..., C)."""
-        return torch.addcmul(branch.to(x.dtype), x, self.scale.to(x.dtype))
+        return torch.addcmul(branch.to(x.dtype), x, self.scale.to(x.dtype), out=out)
 
 
 class DepthwiseConvolution(nn.Module):
@@ -161,18 +175,18 @@ class ScaledSwinLayer(nn.Module):
         self.res_scale_1 = ResidualScale(channels)
         self.res_scale_2 = ResidualScale(channels)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, H, W, C) -> (B, H, W, C)."""
-        x = self.msa.in_windows(self.attend, x)
-        return by_rows(self.feed, x, halo=1, out=own(x))
+    def forward(self, x: Tensor, overwrite: bool = False) -> Tensor:
+        """(B, H, W, C) -> (B, H, W, C), in the memory of x where nobody else needs that."""
+        x = self.msa.in_windows(self.attend, x, self.res_scale_1, own(x) if overwrite else None)
+        return by_rows(self.feed, x, halo=1, out=own(x), onto=(self.res_scale_2, x))
 
     def attend(self, x: Tensor, biases: Biases) -> Tensor:
-        """Rows of windows -> the same."""
-        return self.res_scale_1(x, self.msa.attend(self.ln1(x), biases))
+        """Rows of windows -> the branch of the first sum."""
+        return self.msa.attend(self.ln1(x), biases)
 
     def feed(self, x: Tensor, border: Border) -> Tensor:
-        """A stripe with a row more above and below -> the stripe."""
-        return self.res_scale_2(inside(x, 1, border), self.mlp(self.ln2(x), border))
+        """A stripe with a row more above and below -> the branch of the second sum."""
+        return self.mlp(self.ln2(x), border)
 
 
 class SwinStage(nn.Module):
@@ -189,12 +203,10 @@ class SwinStage(nn.Module):
         """(B, C, H, W) -> (B, C, H, W)."""
         x = tokens = to_tokens(x).contiguous()
         for layer in self.layers:
-            tokens = layer(tokens)
-        return to_map(by_rows(self.finish, tokens, halo=1, also=(x,), out=own(tokens) if self.layers else None))
-
-    def finish(self, tokens: Tensor, border: Border, x: Tensor) -> Tensor:
-        """A stripe of the layers' tokens with a row more above and below, and of x -> of the result."""
-        return x + convolve(self.conv, tokens, border)
+            tokens = layer(tokens, overwrite=tokens is not x)
+        out = own(tokens) if tokens is not x else None
+        convolved = lambda tokens, border: convolve(self.conv, tokens, border)  # noqa: E731
+        return to_map(by_rows(convolved, tokens, halo=1, out=out, onto=(torch.add, x)))
 
 
 class PlainSwinBlock(nn.Module):

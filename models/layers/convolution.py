@@ -18,7 +18,6 @@ from models.stripes import (
     convolution,
     convolve,
     deconvolution,
-    inside,
     own,
     pointwise,
     to_map,
@@ -65,14 +64,15 @@ class ResidualBottleneck(nn.Module):
     def forward(self, x: Tensor, overwrite: bool = False) -> Tensor:
         """(B, in_channels, H, W) -> (B, out_channels, H, W), in the memory of x where nobody else needs that."""
         tokens = to_tokens(x)
-        return to_map(by_rows(self.rows, tokens, halo=1, out=own(tokens) if overwrite else None))
+        base = tokens if self.skip is None else by_rows(lambda rows, _: pointwise(self.skip, rows), tokens)
+        return to_map(
+            by_rows(self.branch, tokens, halo=1, out=own(tokens) if overwrite else None, onto=(torch.add, base))
+        )
 
-    def rows(self, x: Tensor, border: Border) -> Tensor:
-        """A stripe of tokens with a row more above and below -> the stripe."""
+    def branch(self, x: Tensor, border: Border) -> Tensor:
+        """A stripe of tokens with a row more above and below -> what is added to the stripe."""
         inner = F.relu_(pointwise(self.conv1, x))
-        inner = pointwise(self.conv3, F.relu_(convolve(self.conv2, inner, border)))
-        x = inside(x, 1, border)
-        return inner + (x if self.skip is None else pointwise(self.skip, x))
+        return pointwise(self.conv3, F.relu_(convolve(self.conv2, inner, border)))
 
 
 class Down(nn.Module):

@@ -21,6 +21,8 @@ from models.layers.attention import ConvolutionalGLU, ResidualScale
 from models.layers.convolution import conv
 from models.stripes import Border, by_rows, convolution, convolve, inside, own, pointwise, to_map, to_tokens
 
+Entries = tuple[Tensor, Tensor]  # keys and values of a dictionary
+
 
 class EfficientConvolution(nn.Module):
     """EConv of Equation 5: 1x1, GELU, 3x3 depthwise, GELU, 1x1."""
@@ -115,19 +117,18 @@ class DictionaryCrossAttention(nn.Module):
         self.res_scale_2 = ResidualScale(width)
         self.res_scale_3 = ResidualScale(width)
 
-    def forward(self, x: Tensor, dictionary: Tensor) -> Tensor:
-        """(B, in_channels, H, W) and (entries, width), or (B, entries, width), -> (B, out_channels, H, W)."""
+    def forward(self, x: Tensor, entries: Entries) -> Tensor:
+        """(B, in_channels, H, W) and what `entries` made of the dictionary -> (B, out_channels, H, W)."""
         t = by_rows(lambda x, _: self.x_trans(x), to_tokens(x))  # (B, H, W, width)
         if self.msa is not None:
             scales = self.msa(by_rows(lambda t, _: self.ln_scale(t), t))
-            t = by_rows(lambda s, _, t: self.res_scale_1(t, s), scales, also=(t,), out=own(scales))
+            t = self.res_scale_1(t, scales, out=own(t))
         q = self.q_trans(self.lnx(t))
-        keys, values = self.entries(dictionary)
-        t = by_rows(lambda q, _, t: self.res_scale_2(t, self.look_up(q, keys, values)), q, also=(t,), out=own(q))
+        t = by_rows(lambda q, _: self.look_up(q, *entries), q, out=own(t), onto=(self.res_scale_2, t))
         return to_map(by_rows(self.answer, t, halo=1))
 
-    def entries(self, dictionary: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values (1 or B, heads, entries, head_dim) (Equation 7)."""
+    def entries(self, dictionary: Tensor) -> Entries:
+        """Keys and values, (heads, n, head_dim) each, of n entries (n, width); or all that for a batch (Equation 7)."""
         entries = self.dict_ln(dictionary)
         keys, values = (rearrange(e, "... n (h d) -> ... h n d", h=self.heads) for e in (self.k(entries), entries))
         return keys, values

@@ -54,17 +54,25 @@ class Tiles:
 
 
 def transform_kernels(weight: Tensor) -> Tensor:
-    """A convolution's weight (out, in, 3, 3), or its taps (9, in, out), -> (36, in, out)."""
+    """A convolution's weight (out, in, 3, 3), or its taps (9, in, out), -> (36, in, out), if it is not that already."""
+    if len(weight) == TILE**2 and weight.dim() == 3:
+        return weight
     of_kernel = MATRICES[weight.dtype][1]
     if weight.dim() == 3:
         return torch.mm(of_kernel, weight.flatten(1)).unflatten(1, weight.shape[1:])
-    return torch.mm(of_kernel, weight.flatten(2).flatten(0, 1).T).unflatten(1, weight.shape[:2]).transpose(1, 2)
+    taps = weight.flatten(2).flatten(0, 1).T.contiguous()  # seen through strides, it would take several times as long
+    return torch.mm(of_kernel, taps).unflatten(1, weight.shape[:2]).transpose(1, 2)
+
+
+def size_of_kernels(layer: nn.Conv2d) -> int:
+    """Bytes of its transformed kernels."""
+    return TILE**2 * layer.in_channels * layer.out_channels * layer.weight.element_size()
 
 
 def workspace(model: nn.Module) -> int:
-    """Bytes that the transformed kernels of the model's widest such layer take: twice, since products copy them."""
+    """Bytes for transformed kernels that are not kept: three of the widest layers' at once, and what they come from."""
     layers = [layer for layer in model.modules() if isinstance(layer, nn.Conv2d) and applies(layer)]
-    return max((2 * TILE**2 * layer.weight.nbytes // KERNEL**2 for layer in layers), default=0)
+    return max((4 * size_of_kernels(layer) for layer in layers if len(layer.weight) != TILE**2), default=0)
 
 
 @contextmanager

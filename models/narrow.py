@@ -1,0 +1,29 @@
+"""Analysis and synthesis with weights in half the width, for `precision` bfloat16.
+
+Autocast would convert every weight at each use, once a stripe; here they are converted once. What autocast leaves in
+float32 (norms, sums) stays so, and no file depends on it: the entropy path keeps its own arithmetic.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+if TYPE_CHECKING:
+    from models.base import SliceCompressionModel
+
+
+def narrow_copy(model: SliceCompressionModel, dtype: torch.dtype) -> SliceCompressionModel:
+    """A copy whose transforms have their matrices in `dtype`; the rest is the model's own."""
+    transforms = {name for name in model.transform_names if name in model._modules}
+    shared = {id(child): child for name, child in model.named_children() if name not in transforms}
+    shared[id(model._derived)] = {}
+    narrow = copy.deepcopy(model, shared).eval().requires_grad_(False)
+    for name in transforms:
+        for layer in getattr(narrow, name).modules():
+            if isinstance(layer, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
+                layer.to(dtype)
+    return narrow
