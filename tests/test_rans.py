@@ -15,7 +15,7 @@ from compressai.ans import BufferedRansEncoder, RansDecoder
 import utils.rans_loops
 from models.layers.entropy_models import gaussian_pmf, published_scale_table
 from utils.entropy_tables import quantize_pmf, quantize_pmfs
-from utils.rans import Decoder, DesynchronisedError, Encoder, Tables
+from utils.rans import Decoder, DesynchronisedError, Encoder, Tables, reciprocals
 
 
 @pytest.fixture(scope="module")
@@ -132,6 +132,18 @@ def test_symbols_too_far_away_are_refused():
         assert decode(encode([symbol], [1 - row], tables), [1 - row], tables).tolist() == [symbol]
 
 
+@pytest.mark.parametrize("offset", [-3, -2, -1, 0, 1, 2])
+def test_how_far_symbols_may_be_away(offset):
+    """A table of one interval, at `offset`, and the escape: below and above it 2^31 distances each can be coded."""
+    tables = Tables(np.array([[0, 9, 65536]]), np.array([3]), np.array([offset]))
+    for symbol, distance in ((-(2**31), offset - 1 + 2**31), (2**31 - 1, 2**31 - 1 - (offset + 1))):
+        if distance < 2**31:
+            assert decode(encode([symbol], [0], tables), [0], tables).tolist() == [symbol]
+        else:
+            with pytest.raises(ValueError, match="too far"):
+                encode([symbol], [0], tables)
+
+
 def test_many_puts_are_one(tables):
     symbols, indexes = draw(tables, 5000, 1)
     encoder = Encoder()
@@ -144,6 +156,65 @@ def test_many_puts_are_one(tables):
     decoder = Decoder(data)
     parts = [decoder.get(indexes[part], tables) for part in np.array_split(np.arange(5000), 3)]
     assert np.array_equal(np.concatenate(parts), symbols)
+
+
+def test_what_was_put_is_a_copy(tables):
+    """Also of arrays that have the loops' own types already."""
+    symbols, indexes = draw(tables, 500, 3)
+    mine, my_indexes = symbols.copy(), indexes.astype(np.uint8)
+    encoder = Encoder()
+    encoder.put(mine, my_indexes, tables)
+    mine[:], my_indexes[:] = 0, 255
+    assert encoder.finish() == encode(symbols, indexes, tables)
+
+
+@pytest.mark.parametrize("kind", [np.int8, np.uint8, ">i2", np.uint16, np.int32, ">i4", np.uint32, np.int64, np.uint64])
+def test_indexes_of_any_type_and_layout(tables, kind):
+    symbols, indexes = draw(tables, 300, 4)
+    data = encode(symbols, indexes, tables)
+    spread, turned = np.zeros((300, 3), kind), indexes[::-1].astype(kind)[::-1]
+    spread[:, 1] = indexes
+    for given in (indexes.astype(kind), spread[:, 1], turned):
+        assert encode(symbols, given, tables) == data
+        assert np.array_equal(decode(data, given, tables), symbols)
+    same = np.broadcast_to(np.array(7, kind), 300)
+    assert np.array_equal(decode(encode(symbols, same, tables), same, tables), symbols)
+
+
+@pytest.mark.parametrize("rows", [1, 256, 257, 300])
+def test_any_number_of_rows(rows):
+    tables = random_tables(8, rows)
+    symbols, indexes = draw(tables, 2000, rows)
+    indexes[-1] = rows - 1
+    data = encode(symbols, indexes, tables)
+    assert data == by_hand(symbols, indexes, tables)
+    assert np.array_equal(decode(data, indexes, tables), symbols)
+    with pytest.raises(ValueError, match="outside the entropy tables"):
+        encode([0], [rows], tables)
+
+
+def test_the_longest_and_the_shortest_rows():
+    """65536 intervals of frequency 1; two intervals, of which one is as improbable as can be."""
+    cdf = np.zeros((3, 65537), np.int32)
+    cdf[0], cdf[1, :3], cdf[2, :3] = np.arange(65537), (0, 1, 65536), (0, 65535, 65536)
+    tables = Tables(cdf, np.array([65537, 3, 3]), np.array([-30000, 0, 0]))
+    indexes = np.arange(9000) % 3
+    symbols = np.where(indexes == 0, np.linspace(-30002, 35540, 9000).astype(int), np.arange(9000) // 3 % 4 - 1)
+    data = encode(symbols, indexes, tables)
+    assert data == by_hand(symbols, indexes, tables)
+    assert np.array_equal(decode(data, indexes, tables), symbols)
+
+
+def test_division_is_exact():
+    """By every frequency: random states of all sizes, the largest, and those next to a multiple."""
+    rng, last = np.random.default_rng(6), np.uint64(2**63 - 1)
+    frequencies = np.arange(1, 65537, dtype=np.uint64)
+    random = rng.integers(2**62, 2**63, (3, 65536), dtype=np.uint64) >> np.array([[0], [20], [45]], np.uint64)
+    multiples = [x // frequencies * frequencies for x in (np.full(65536, last), *random)]
+    states = [np.full(65536, last), *random, *multiples, *(x - np.uint64(x.all()) for x in multiples)]
+    for column in states:
+        quotients = [utils.rans_loops.divide(x, at, *reciprocals()) for at, x in enumerate(column)]
+        assert np.array_equal(np.array(quotients, np.uint64), column // frequencies)
 
 
 def test_threads_share_tables(tables):
@@ -223,6 +294,24 @@ def test_one_wrong_index_is_noticed(tables):
 def test_bad_arguments(tables, symbols, indexes, message):
     with pytest.raises(ValueError, match=message):
         encode(np.array(symbols), np.array(indexes), tables)
+
+
+@pytest.mark.parametrize("index", [64, 255, 256, 65536, -1, -192, -256, 2**31 - 1, -(2**31)])
+def test_a_bad_index_is_refused_before_anything_is_coded(tables, index):
+    """Whatever it is modulo 256; coder and string stay as they were."""
+    symbols, indexes = draw(tables, 100, 8)
+    bad = np.append(indexes[:50], index)
+    encoder = Encoder()
+    with pytest.raises(ValueError, match="outside the entropy tables"):
+        encoder.put(np.append(symbols[:50], 0), bad, tables)
+    encoder.put(symbols, indexes, tables)
+    data = encoder.finish()
+    assert data == encode(symbols, indexes, tables)
+    decoder = Decoder(data)
+    with pytest.raises(ValueError, match="outside the entropy tables"):
+        decoder.get(bad, tables)
+    assert np.array_equal(decoder.get(indexes, tables), symbols)
+    decoder.check_end()
 
 
 def test_bad_index_when_decoding(tables):

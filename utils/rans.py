@@ -8,11 +8,13 @@ when the first string is coded.
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 
 PRECISION = 16  # frequencies of a table add up to 2^16
 LOWER_BOUND = 1 << 31  # the state before the first and after the last symbol
-LOOKUP_BITS = 9  # the decoder starts its search from the top bits of the cumulative frequency
+LOOKUP_BITS = 6, 10  # of a cumulative frequency, for the decoder's lookup: more would not stay in the first cache
 MAX_WORDS = 2  # a symbol takes at most 16 bits, then 9 groups of 4 if escaped: at most two words leave the state
 REASONS = {1: "it needs more data than there is", 2: "it has an impossible escape"}  # what rans_loops.decode says
 
@@ -36,9 +38,11 @@ class Tables:
         self.lengths, self.offsets = _int32(lengths, "lengths"), _int32(offsets, "offsets")
         self._check()
         self.steps = self._steps()
-        self._lookup: np.ndarray | None = None
-        for array in (self.cdf, self.lengths, self.offsets, self.steps):
-            array.setflags(write=False)  # the compiled loops rely on what was checked
+        self._lookup: tuple[np.ndarray, ...] | None = None
+        self._index_type = np.min_scalar_type(len(self.lengths) - 1)  # uint8 unless there are more than 256 rows
+        # No distance exceeds 32 bits where every table reaches zero from either side, as the models' all do.
+        self._reach_zero = self.offsets.max() <= 0 <= (self.offsets.astype(np.int64) + self.lengths - 2).min()
+        _freeze(self.cdf, self.lengths, self.offsets, self.steps)  # the compiled loops rely on what was checked
 
     def _check(self) -> None:
         rows = len(self.lengths)
@@ -60,36 +64,61 @@ class Tables:
         return steps
 
     @property
-    def lookup(self) -> np.ndarray:
-        """(n, 512) uint16: the interval that holds each 128th cumulative frequency."""
+    def lookup(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Where the decoder's search begins: `entries` (m,) uint64, `first` (n,) uint64 and `shifts` (n,) uint8.
+
+        Row i splits the 2^16 cumulative frequencies into at least two equal parts an interval; for each part, from
+        `first[i]` on, an entry holds the interval in which it begins (high half) and that interval's step.
+        """
         if self._lookup is None:
-            starts = np.arange(1 << LOOKUP_BITS) << (PRECISION - LOOKUP_BITS)
-            rows = [np.searchsorted(row[:n], starts, "right") - 1 for row, n in zip(self.cdf, self.lengths)]
-            self._lookup = np.array(rows, np.uint16)
-            self._lookup.setflags(write=False)
+            bits = np.clip(np.ceil(np.log2(self.lengths)).astype(int) + 1, *LOOKUP_BITS)
+            parts = []
+            for row, n, steps, b in zip(self.cdf, self.lengths, self.steps, bits):
+                intervals = np.searchsorted(row[:n], np.arange(1 << b) << (PRECISION - b), "right") - 1
+                parts.append(intervals.astype(np.uint64) << np.uint64(32) | steps[intervals])
+            first = np.cumsum(1 << bits) - (1 << bits)
+            lookup = np.concatenate(parts), first.astype(np.uint64), (PRECISION - bits).astype(np.uint8)
+            _freeze(*lookup)
+            self._lookup = lookup
         return self._lookup
 
     def rows(self, indexes: np.ndarray) -> np.ndarray:
-        """`indexes` (n,) of any integer type as int32. Raises ValueError where one points at no row."""
-        indexes = _int32(indexes, "indexes")
-        if indexes.size and (indexes.min() < 0 or indexes.max() >= len(self.lengths)):
+        """A copy of `indexes` (n,) in the smallest type for this many rows, whatever integers they are.
+
+        Raises ValueError where one points at no row.
+        """
+        indexes = _integers(indexes, "indexes")
+        rows = indexes.astype(self._index_type)
+        changed = indexes.dtype != rows.dtype and not np.array_equal(rows, indexes)  # wrapped around
+        if changed or rows.size and rows.max() >= len(self.lengths):
             raise ValueError("an index points outside the entropy tables")
-        return indexes
+        return rows
 
     def check_symbols(self, symbols: np.ndarray, rows: np.ndarray) -> None:
         """Raise ValueError where the escape of a symbol (n,) would not fit 32 bits."""
-        if not symbols.size:
+        if self._reach_zero:
             return
-        below, above = (int(edge) - bound for edge, bound in zip((symbols.min(), symbols.max()), self._reach()))
-        if below < 0 or above > 0:  # only then look at each symbol under its own row
-            values = symbols.astype(np.int64) - self.offsets[rows]
-            if (values < -(2**31)).any() or (values - self.lengths[rows] + 2 >= 2**31).any():
-                raise ValueError("a symbol is too far outside its entropy table to be coded")
+        values = symbols.astype(np.int64) - self.offsets[rows]
+        if (values < -(2**31)).any() or (values - self.lengths[rows] + 2 >= 2**31).any():
+            raise ValueError("a symbol is too far outside its entropy table to be coded")
 
-    def _reach(self) -> tuple[int, int]:
-        """The smallest and the largest symbol that every row can code."""
-        ends = self.offsets.astype(np.int64) + self.lengths - 2
-        return int(self.offsets.max()) - 2**31, int(ends.min()) + 2**31 - 1
+
+@cache
+def reciprocals() -> tuple[np.ndarray, np.ndarray]:
+    """Factors (65536,) uint64 and shifts (65536,) uint8: what dividing by i + 1 is replaced with, exactly.
+
+    With 2^s the first power of two not below f, and m = 2^(63 + s) / f rounded up, which has 64 bits: m f exceeds
+    2^(63 + s) by less than f, so x m / 2^(63 + s) exceeds x / f by less than 1 / f for each x < 2^63, and both have the
+    same integer part. ("Division by invariant integers using multiplication", Granlund and Montgomery, PLDI 1994.)
+    """
+    frequencies = np.arange(1, (1 << PRECISION) + 1, dtype=np.uint64)
+    shifts = np.frexp(frequencies - np.uint64(1))[1].astype(np.uint64)  # bits of f - 1
+    quotients, rests = np.divmod(np.uint64(1 << 63), frequencies)
+    rests = (rests << shifts) + frequencies - np.uint64(1)
+    factors = (quotients << shifts) + rests // frequencies
+    shifts = shifts.astype(np.uint8)
+    _freeze(factors, shifts)
+    return factors, shifts
 
 
 class Encoder:
@@ -116,7 +145,8 @@ class Encoder:
         words = np.empty(MAX_WORDS * sum(len(part[0]) for part in self._parts) + 2, np.uint32)
         position = np.array([LOWER_BOUND, len(words)], np.uint64)  # state, first word written
         for symbols, rows, tables in reversed(self._parts):
-            encode(symbols, rows, tables.steps, tables.lengths, tables.offsets, words, position)
+            table = (tables.steps, tables.lengths, tables.offsets)
+            encode(symbols, rows, *table, *reciprocals(), words, position)
         state, first = (int(value) for value in position)
         words[first - 2], words[first - 1] = state & 0xFFFFFFFF, state >> 32
         return words[first - 2 :].astype("<u4").tobytes()
@@ -142,8 +172,8 @@ class Decoder:
 
         rows = tables.rows(indexes)
         symbols = np.empty(len(rows), np.int32)
-        table = (tables.steps, tables.lengths, tables.offsets, tables.lookup, PRECISION - LOOKUP_BITS)
-        status = decode(self._words, self._position, rows, *table, symbols)
+        table = (tables.steps, tables.lengths, tables.offsets)
+        status = decode(self._words, self._position, rows, *table, *tables.lookup, symbols)
         if status:
             raise DesynchronisedError(REASONS[status])
         return symbols
@@ -157,14 +187,23 @@ class Decoder:
             raise DesynchronisedError("its final state is wrong")
 
 
-def _int32(values: np.ndarray, what: str, dimensions: int = 1) -> np.ndarray:
-    """A contiguous int32 copy. Raises ValueError where values are no integers, do not fit, or have another shape."""
+def _integers(values: np.ndarray, what: str, dimensions: int = 1) -> np.ndarray:
+    """`values` as an array. Raises ValueError where they are no integers, do not fit int32, or have another shape."""
     values = np.asarray(values)
     if values.ndim != dimensions:
         raise ValueError(f"{what}: an array of {dimensions} dimension(s) is needed, not {values.ndim}")
     if values.size and values.dtype.kind not in "iu":
         raise ValueError(f"{what}: integers are needed, not {values.dtype}")
-    copy = np.array(values, np.int32, order="C")
-    if values.dtype.itemsize >= 4 and values.dtype != np.int32 and not np.array_equal(copy, values):
+    if not np.can_cast(values.dtype, np.int32) and not np.array_equal(values.astype(np.int32), values):
         raise ValueError(f"{what}: a value does not fit 32 bits")
-    return copy
+    return values
+
+
+def _int32(values: np.ndarray, what: str, dimensions: int = 1) -> np.ndarray:
+    """A contiguous int32 copy; raises what `_integers` raises."""
+    return np.array(_integers(values, what, dimensions), np.int32, order="C")
+
+
+def _freeze(*arrays: np.ndarray) -> None:
+    for array in arrays:
+        array.setflags(write=False)
