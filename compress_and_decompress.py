@@ -24,7 +24,7 @@ import torch
 
 from models import MODELS, build_model, default_config, load_model
 from models.base import SliceCompressionModel
-from utils.bitstream import BitstreamError
+from utils.bitstream import BitstreamError, unpack
 from utils.checkpoint import DEFAULT_CHECKPOINT
 from utils.cli import UserError, run_program
 from utils.codec import (
@@ -38,7 +38,7 @@ from utils.codec import (
 from utils.devices import choose_device
 from utils.files import atomic_write, require_writable
 from utils.images import find_images, read_image, to_tensor, to_uint8, write_png
-from utils.inference import add_inference_flags, apply_inference_flags, bounded, keep_memory
+from utils.inference import add_inference_flags, apply_inference_flags, bounded, compile_ahead, keep_memory
 from utils.jobs import Job, Outcome, Stages, find_files, format_summary, gather, process_share, run_jobs, summarise
 from utils.reconstructions import output_names
 from utils.targets import KINDS, Target, compress_to_target
@@ -136,6 +136,7 @@ def compress(job: Job, content: tuple, model: SliceCompressionModel, args: argpa
     """One image, as `read_image` gives it, to the bytes of its file."""
     pixels, notes = content
     say_once(job, notes, said)
+    compile_ahead(model, *pixels.shape[:2], "analysis")
     start = time.perf_counter()
     arithmetic = "published" if args.format == "official" else args.arithmetic or "fp64"
     x, quality = to_tensor(pixels).to(args.device), args.quality
@@ -173,6 +174,9 @@ def decompress(job: Job, data: bytes, model: SliceCompressionModel, args: argpar
     written = foreign_environment(data, args.device.type)
     if written:
         say_once(job, [f"written by {written}; decoding it elsewhere may fail"], said)
+    if args.compile:
+        stream = unpack(data)
+        compile_ahead(model, stream.height, stream.width, "synthesis")
     start = time.perf_counter()
     pixels = to_uint8(decompress_image(model, data))
     milliseconds = 1000 * (time.perf_counter() - start)

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -87,6 +87,7 @@ class SliceCompressionModel(nn.Module, ABC):
     model_name: str
     transform_names: tuple[str, ...] = ("g_a", "g_s", "h_a")  # not on the path from z_hat to the scales
     precision = torch.float32  # of products in analysis and synthesis; bfloat16 is faster, and no file depends on it
+    compiled: Callable[[SliceCompressionModel, str, Tensor], Tensor] | None = None  # does `transform`, if given
     bytes_a_pixel: int | None = None  # memory for the maps between layers; None where more than these are whole maps
 
     def __init__(
@@ -238,6 +239,8 @@ class SliceCompressionModel(nn.Module, ABC):
 
     def transform(self, name: str, x: Tensor) -> Tensor:
         """`analysis` or `synthesis` of x, with matrix products in `precision`."""
+        if self.compiled is not None and not torch.is_grad_enabled():
+            return self.compiled(self, name, x)
         if self.precision is torch.float32:
             return getattr(self, name)(x)
         narrow = self if torch.is_grad_enabled() else self._derive("narrow", lambda: narrow_copy(self, self.precision))

@@ -164,7 +164,7 @@ def test_bfloat16_transforms_change_no_file_s_decoding():
 def test_max_memory_is_kept_or_refused():
     model = toy_model("dcae")
     compress_image(model, toy_image(10, 10))  # what is held from then on: libraries, tables, float64 copy
-    flags = argparse.Namespace(max_memory=held(torch.device("cpu")) + (64 << 20), precision="fp32")
+    flags = argparse.Namespace(max_memory=held(torch.device("cpu")) + (64 << 20), precision="fp32", compile=False)
     apply_inference_flags(model, flags)
     data = compress_image(model, toy_image(100, 100))
     assert decompress_image(model, data).shape == (1, 3, 100, 100)

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from utils.images import DEFAULT_PADDING, crop_centred, pad_centred, read_image, to_tensor, to_uint8
-from utils.inference import bounded
+from utils.inference import bounded, compile_ahead
 from utils.metrics import bits_per_position, bpp, estimated_bits, ms_ssim, ms_ssim_db, mse, psnr_of_mse, quantise_8_bit
 
 Record = dict[str, Any]
@@ -162,6 +162,7 @@ def estimate(model: nn.Module, x: Tensor, quality: float | None) -> tuple[Record
     """
     size = x.shape[-2:]
     padded = pad_centred(x, model.size_multiple, DEFAULT_PADDING)
+    compile_ahead(model, *size, "analysis", "synthesis")
     with bounded(model, *size):
         out, milliseconds = timed(lambda: model(padded, quality=quality), x.device)
     y, z = (bpp(estimated_bits(out["likelihoods"][name]), *size) for name in ("y", "z"))
@@ -176,6 +177,7 @@ def code(model: nn.Module, x: Tensor, quality: float | None, arithmetic: str) ->
     from utils.codec import compress_image, decompress_image
 
     size, device = x.shape[-2:], x.device
+    compile_ahead(model, *size, "analysis", "synthesis")
     with bounded(model, *size, arithmetic):
         data, encode_ms = timed(lambda: compress_image(model, x, quality=quality, arithmetic=arithmetic), device)
     x_hat, decode_ms = timed(lambda: decompress_image(model, data), device)

@@ -41,17 +41,30 @@ def memory_size(text: str) -> int:
 
 
 def add_inference_flags(parser: argparse.ArgumentParser) -> None:
-    """--max-memory and --precision."""
+    """--max-memory, --precision and --compile."""
     add = parser.add_argument
     add("--max-memory", type=memory_size, metavar="SIZE", help="8G, 900M: large images are cut into thinner stripes")
     add("--precision", choices=PRECISIONS, default="fp32", help="of analysis and synthesis; files decode in either")
+    add("--compile", action="store_true", help="analysis and synthesis for each size of image: minutes, kept on disk")
 
 
 def apply_inference_flags(model: nn.Module, args: argparse.Namespace) -> None:
     """Let the model compute as the flags say. Raises UserError where it cannot."""
     if args.max_memory is not None and model.bytes_a_pixel is None:
         raise UserError(f"--max-memory: {model.model_name} holds whole maps and cannot keep a limit; leave it out")
+    if args.compile and args.max_memory is not None:
+        raise UserError("--compile holds whole maps and cannot keep --max-memory; leave one of them out")
     model.max_memory, model.precision = args.max_memory, PRECISIONS[args.precision]
+    if args.compile:
+        from utils.compiled import CompiledTransforms, cache_folder
+
+        model.compiled = CompiledTransforms(cache_folder())
+
+
+def compile_ahead(model: nn.Module, height: int, width: int, *transforms: str) -> None:
+    """With --compile, make what an image of this size needs before the clock of its own time starts."""
+    if model.compiled is not None:
+        model.compiled.prepare(model, height, width, transforms)
 
 
 @contextmanager

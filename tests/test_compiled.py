@@ -1,0 +1,92 @@
+"""`--compile`: what is compiled for what, and that it computes the same."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.toys import toy_image, toy_model
+from utils.cli import UserError
+from utils.codec import compress_image, decompress_image
+from utils.compiled import CompiledTransforms
+from utils.inference import compile_ahead
+
+
+@pytest.fixture
+def exported(monkeypatch):
+    """The compiler is replaced: a file says which of these modules is to be called, as a library would be."""
+    modules: list[torch.nn.Module] = []
+
+    def package(module, package_path, inductor_configs):
+        assert inductor_configs == {"freezing": True}
+        Path(package_path).write_text(str(len(modules)))
+        modules.append(module)
+
+    monkeypatch.setattr(torch.export, "export", lambda module, inputs, strict: module)
+    monkeypatch.setattr(torch._inductor, "aoti_compile_and_package", package)
+    monkeypatch.setattr(torch._inductor, "aoti_load_package", lambda path: modules[int(Path(path).read_text())])
+    return modules
+
+
+def compiling(kind: str, folder: Path):
+    model = copy.deepcopy(toy_model(kind))
+    model.compiled = CompiledTransforms(folder)
+    return model
+
+
+@pytest.mark.parametrize("kind", ["dcae", "icwem", "dcae-variable-rate"])
+def test_each_size_and_precision_is_compiled_once(kind, tmp_path, exported, capsys):
+    x = toy_image(130, 100)
+    model, quality = compiling(kind, tmp_path), 50 if kind == "dcae-variable-rate" else None
+    with torch.inference_mode():
+        compile_ahead(model, 130, 100, "analysis", "synthesis")
+        said = capsys.readouterr().err
+        assert len(exported) == 2 and "compiling analysis for" in said and "compiling synthesis for" in said
+        image = decompress_image(model, compress_image(model, x, quality))
+        assert len(exported) == 2 and not capsys.readouterr().err  # nothing was left to be done
+        again = compiling(kind, tmp_path)
+        assert torch.equal(decompress_image(again, compress_image(again, x, quality)), image)
+        assert len(exported) == 2  # another process finds them
+        expected = decompress_image(toy_model(kind), compress_image(toy_model(kind), x, quality))
+        assert torch.allclose(image, expected, atol=1e-4)
+        again.precision = torch.bfloat16
+        narrow = decompress_image(again, compress_image(again, x, quality))
+        assert len(exported) == 4 and not torch.equal(narrow, image) and narrow.dtype == torch.float32
+    assert {path.suffix for path in tmp_path.iterdir()} == {".pt2"} and len(list(tmp_path.iterdir())) == 4
+
+
+def test_other_weights_are_compiled_anew(tmp_path, exported):
+    model, x = compiling("dcae", tmp_path), toy_image(128, 128)
+    with torch.inference_mode():
+        before = model.transform("analysis", x)
+    with torch.no_grad():
+        model.load_state_dict({name: value * 0.5 for name, value in model.state_dict().items()})
+    model.update(force=True)
+    with torch.inference_mode():
+        assert not torch.allclose(model.transform("analysis", x), before) and len(exported) == 2
+
+
+def test_what_cannot_be_compiled(tmp_path, monkeypatch):
+    def fail(*args, **kwargs):
+        raise RuntimeError("no C++ compiler\nand more")
+
+    monkeypatch.setattr(torch._inductor, "aoti_compile_and_package", fail)
+    model = compiling("dcae", tmp_path)
+    with torch.inference_mode(), pytest.raises(UserError, match=r"--compile: analysis.*\(no C\+\+ compiler\)"):
+        compile_ahead(model, 128, 128, "analysis")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("g++"), reason="needs a C++ compiler")
+def test_real_libraries(tmp_path):
+    model, x = compiling("dcae", tmp_path), toy_image(128, 128)
+    with torch.inference_mode():
+        compiled, expected = model.transform("analysis", x), toy_model("dcae").analysis(x)
+        again = compiling("dcae", tmp_path).transform("analysis", x)
+    assert torch.allclose(compiled, expected, atol=1e-4) and torch.equal(again, compiled)
+    assert len(list(tmp_path.iterdir())) == 1
