@@ -27,7 +27,6 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 
 ROOT = Path(__file__).parent.parent
@@ -35,19 +34,17 @@ sys.path.insert(0, str(ROOT))
 
 from compress_and_decompress import write_bytes, write_image  # noqa: E402
 from models import MODELS, build_model  # noqa: E402
-from models.layers.entropy_models import GaussianConditional  # noqa: E402
 from models.stripes import DEFAULT_STRIPE, stripes_of  # noqa: E402
 from tests.plain import plain  # noqa: E402
 from utils.cli import run_program  # noqa: E402
 from utils.codec import compress_image, decompress_image  # noqa: E402
+from utils.coder_speed import coder_speed  # noqa: E402
 from utils.images import read_image, to_tensor, to_uint8, write_png  # noqa: E402
 from utils.inference import held, keep_memory  # noqa: E402
 from utils.jobs import Job, Outcome, Stages, run_jobs  # noqa: E402
 from utils.measuring import CLOCKS, image, in_new_process, in_turn, peak, processor, record_part, reset_peak  # noqa: E402
-from utils.rans import Decoder, Encoder  # noqa: E402
 from utils.tables import format_table  # noqa: E402
 
-KODAK_SYMBOLS = 320 * 32 * 48
 THIN = 1 << 20  # bytes of a stripe where memory is short
 WAYS = ("plain", "plain, memory kept", "fp32", "bf16", "fp64")
 
@@ -73,44 +70,6 @@ def fresh_model(args: argparse.Namespace):
     model = build_model(args.model).eval().requires_grad_(False)
     model.update()
     return model
-
-
-def measure_coder(args: argparse.Namespace) -> list[dict]:
-    """Symbols as their scales distribute them, most of them small, as in a latent; uint8 indexes, as a model has."""
-    from compressai.ans import BufferedRansEncoder, RansDecoder
-
-    gaussian, random = GaussianConditional(), np.random.default_rng(0)
-    gaussian.update()
-    tables, scales = gaussian.tables(), gaussian.scale_table.numpy()
-    indexes = random.integers(0, 40, KODAK_SYMBOLS).astype(np.uint8)
-    symbols = np.rint(random.standard_normal(KODAK_SYMBOLS) * scales[indexes]).astype(np.int32)
-    lists = [array.tolist() for array in (tables.cdf, tables.lengths, tables.offsets)]
-
-    def encode() -> bytes:
-        encoder = Encoder()
-        encoder.put(symbols, indexes, tables)
-        return encoder.finish()
-
-    def encode_there() -> bytes:
-        encoder = BufferedRansEncoder()
-        encoder.encode_with_indexes(symbols.tolist(), indexes.tolist(), *lists)
-        return encoder.flush()
-
-    def decode_there() -> np.ndarray:
-        decoder = RansDecoder()
-        decoder.set_stream(data)
-        return np.array(decoder.decode_stream(indexes.tolist(), *lists))
-
-    data = encode()
-    assert data == encode_there() and (decode_there() == symbols).all()
-    ours = {"encode": encode, "decode": lambda: Decoder(data).get(indexes, tables)}
-    theirs = {"encode": encode_there, "decode": decode_there}
-    rows = []
-    for direction in ours:
-        seconds = in_turn({"ours": ours[direction], "compressai": theirs[direction]}, args.runs, args.clock)
-        milliseconds = {f"{name}_ms": 1000 * value for name, value in seconds.items()}
-        rows.append({"what": direction, **milliseconds, "times": seconds["compressai"] / seconds["ours"]})
-    return rows
 
 
 def measure_transforms(args: argparse.Namespace) -> list[dict]:
@@ -238,7 +197,7 @@ def measure_start(args: argparse.Namespace) -> list[dict]:
 
 
 PARTS: dict[str, Callable[[argparse.Namespace], list[dict]]] = {
-    "coder": measure_coder,
+    "coder": lambda args: coder_speed(args.runs, args.clock),
     "transforms": measure_transforms,
     "sizes": measure_sizes,
     "folder": measure_folder,
