@@ -32,10 +32,11 @@ def portable_copy(model: SliceCompressionModel) -> SliceCompressionModel:
     path = copy.deepcopy(model, left_out).double().eval().requires_grad_(False)
     for module in list(path.modules()):
         for name, child in module.named_children():
-            if MatrixConvolution.can_replace(child):
-                setattr(module, name, MatrixConvolution.of(child))
-    tiled = [m for m in path.modules() if isinstance(m, MatrixConvolution) and winograd.applies(m)]
-    if sum(map(winograd.size_of_kernels, tiled)) <= KEPT_KERNELS:
+            for kind in (MatrixConvolution, MatrixDeconvolution):
+                if kind.can_replace(child):
+                    setattr(module, name, kind.of(child))
+    tiled = [layer for layer in path.modules() if winograd.applies(layer)]
+    if sum(winograd.size_of_kernels(layer.weight) for layer in tiled) <= KEPT_KERNELS:
         for layer in tiled:
             layer.weight = nn.Parameter(winograd.transform_kernels(layer.weight), requires_grad=False)
     return path
@@ -109,3 +110,47 @@ class MatrixConvolution(nn.Conv2d):
     def _positions(self) -> Iterator[tuple[int, int]]:
         """Row and column of each tap."""
         return product(*(range(kernel) for kernel in self.kernel_size))
+
+
+class MatrixDeconvolution(nn.ConvTranspose2d):
+    """A transposed convolution as a 3x3 convolution of its input to one set of channels for each of its phases.
+
+    With stride s and padding p, row s * m + a of the result is the sum over d of row m + d of the input times the
+    kernel's row a + p - s * d: where |d| is at most 1 for all, three rows and columns are enough. For outputs s times
+    as large as the input.
+    """
+
+    tiled = True  # its convolution is: models/layers/winograd.py
+
+    @classmethod
+    def of(cls, layer: nn.ConvTranspose2d) -> MatrixDeconvolution:
+        """The same layer; its weight is kept as taps (9, in, s * s * out) only."""
+        new = copy.copy(layer)
+        new.__class__ = cls
+        (stride, _), (padding, _), (kernel, _) = layer.stride, layer.padding, layer.kernel_size
+        taps = layer.weight.new_zeros(3, 3, layer.in_channels, stride, stride, layer.out_channels)
+        reads = [(d, a, a + padding - stride * (d - 1)) for d in range(3) for a in range(stride)]
+        reads = [(d, a, k) for d, a, k in reads if 0 <= k < kernel]
+        for (i, a, row), (j, b, column) in product(reads, repeat=2):
+            taps[i, j, :, a, b] = layer.weight[:, :, row, column]
+        bias = None if layer.bias is None else nn.Parameter(layer.bias.repeat(stride**2), requires_grad=False)
+        weight = nn.Parameter(taps.reshape(9, layer.in_channels, -1), requires_grad=False)
+        new._parameters = {"weight": weight, "bias": bias}
+        return new
+
+    @staticmethod
+    def can_replace(layer: nn.Module) -> bool:
+        """Whether `layer` is a transposed convolution of the kind that this class computes."""
+        if type(layer) is not nn.ConvTranspose2d or layer.weight.device.type != "cpu":
+            return False
+        (stride, across), (kernel, wide) = layer.stride, layer.kernel_size
+        enlarging = layer.padding == (kernel // 2,) * 2 and layer.output_padding == (stride - 1,) * 2
+        reaches = kernel // 2 <= stride and kernel <= kernel // 2 + 2 * stride  # |d| <= 1
+        square = (stride, kernel) == (across, wide) and kernel % 2 == 1
+        return square and enlarging and reaches and (layer.groups, layer.dilation) == (1, (1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, in_channels, H, W) -> (B, out_channels, H * s, W * s)."""
+        phases = winograd.Tiles(to_tokens(x), (1, 1)).convolve(winograd.transform_kernels(self.weight), self.bias)
+        stride = self.stride[0]
+        return to_map(rearrange(phases, "b y x (i j o) -> b (y i) (x j) o", i=stride, j=stride))

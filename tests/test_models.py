@@ -8,7 +8,7 @@ import torch
 
 from models import MODELS, build_model
 from models.coders import EncodingCoder, EstimatingCoder, SymbolCheck
-from models.portable import MatrixConvolution
+from models.portable import MatrixConvolution, MatrixDeconvolution
 from tests.toys import TOYS, toy_hyper, toy_image, toy_model
 from utils.rans import DesynchronisedError, Encoder
 
@@ -160,3 +160,18 @@ def test_matrix_convolution_is_the_convolution(groups, kernel, size):
     x = torch.randn(2, 6, *size, dtype=torch.float64)
     assert MatrixConvolution.can_replace(layer)
     assert torch.allclose(MatrixConvolution.of(layer)(x), layer(x), rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("kernel,stride", [(5, 2), (3, 1), (3, 2), (7, 3)])
+@pytest.mark.parametrize("size", [(1, 1), (2, 5), (9, 4)], ids=str)
+def test_matrix_deconvolution_is_the_transposed_convolution(kernel, stride, size):
+    layer = torch.nn.ConvTranspose2d(6, 5, kernel, stride, kernel // 2, output_padding=stride - 1).double()
+    x = torch.randn(2, 6, *size, dtype=torch.float64)
+    assert MatrixDeconvolution.can_replace(layer)
+    assert torch.allclose(MatrixDeconvolution.of(layer)(x), layer(x), rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("options", [{"kernel_size": 5}, {"kernel_size": 4}, {"kernel_size": 5, "groups": 2}])
+def test_other_transposed_convolutions_are_left_alone(options):
+    layer = torch.nn.ConvTranspose2d(6, 6, padding=2, **options).double()
+    assert not MatrixDeconvolution.can_replace(layer)

@@ -64,15 +64,14 @@ def transform_kernels(weight: Tensor) -> Tensor:
     return torch.mm(of_kernel, taps).unflatten(1, weight.shape[:2]).transpose(1, 2)
 
 
-def size_of_kernels(layer: nn.Conv2d) -> int:
-    """Bytes of its transformed kernels."""
-    return TILE**2 * layer.in_channels * layer.out_channels * layer.weight.element_size()
+def size_of_kernels(weight: Tensor) -> int:
+    """Bytes that a layer's transformed kernels take beside its weight, 0 where they are its weight."""
+    return 0 if len(weight) == TILE**2 and weight.dim() == 3 else TILE**2 * weight.nbytes // KERNEL**2
 
 
 def workspace(model: nn.Module) -> int:
     """Bytes for transformed kernels that are not kept: three of the widest layers' at once, and what they come from."""
-    layers = [layer for layer in model.modules() if isinstance(layer, nn.Conv2d) and applies(layer)]
-    return max((4 * size_of_kernels(layer) for layer in layers if len(layer.weight) != TILE**2), default=0)
+    return max((4 * size_of_kernels(layer.weight) for layer in model.modules() if applies(layer)), default=0)
 
 
 @contextmanager
@@ -85,8 +84,10 @@ def direct() -> Iterator[None]:
         _direct.reset(token)
 
 
-def applies(layer: nn.Conv2d) -> bool:
-    """Whether it is a dense 3x3 convolution of stride 1 whose zero padding keeps the size."""
+def applies(layer: nn.Module) -> bool:
+    """Whether it is a dense 3x3 convolution of stride 1 whose zero padding keeps the size, or consists of such."""
+    if not isinstance(layer, nn.Conv2d):
+        return getattr(layer, "tiled", False)  # models.portable has such transposed convolutions
     dense = (layer.stride, layer.dilation, layer.groups) == ((1, 1), (1, 1), 1)
     return dense and (layer.kernel_size, layer.padding, layer.padding_mode) == ((KERNEL, KERNEL), (1, 1), "zeros")
 
