@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from models.layers.convolution import SliceTransform
+
 if TYPE_CHECKING:
     from models.base import SliceCompressionModel
 
@@ -23,7 +25,11 @@ def narrow_copy(model: SliceCompressionModel, dtype: torch.dtype) -> SliceCompre
     shared[id(model._derived)] = {}
     narrow = copy.deepcopy(model, shared).eval().requires_grad_(False)
     for name in transforms:
-        for layer in getattr(narrow, name).modules():
-            if isinstance(layer, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
+        network = getattr(narrow, name)
+        last = (
+            network[-1] if isinstance(network, SliceTransform) else None
+        )  # which leaves autocast, if it is a convolution
+        for layer in network.modules():
+            if isinstance(layer, nn.Linear | nn.Conv2d | nn.ConvTranspose2d) and layer is not last:
                 layer.to(dtype)
     return narrow

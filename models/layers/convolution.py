@@ -39,12 +39,18 @@ class SliceTransform(nn.Sequential):
     """A stack of layers with a name of its own, which adds no level to the state dict's keys."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> what the layers make of it; bare convolutions work in stripes of rows, as the blocks do."""
+        """(B, C, H, W) -> what the layers make of it; bare convolutions work in stripes of rows, as the blocks do.
+
+        A convolution at the end leaves autocast: what it returns is quantised next.
+        """
         # oneDNN crashes on the gradient of TCM's first layer, a 1x1 convolution of stride 2 of a channels-last image.
         x = x.contiguous() if torch.is_grad_enabled() else channels_last(x)
         for layer in self:
             if isinstance(layer, nn.ConvTranspose2d):
                 x = deconvolution(layer, x)
+            elif isinstance(layer, nn.Conv2d) and layer is self[-1]:
+                with torch.autocast(x.device.type, enabled=False):
+                    x = convolution(layer, x.to(layer.weight.dtype))
             else:
                 x = convolution(layer, x) if isinstance(layer, nn.Conv2d) else layer(x)
         return x
