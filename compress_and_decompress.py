@@ -28,7 +28,6 @@ from utils.bitstream import BitstreamError, unpack
 from utils.checkpoint import DEFAULT_CHECKPOINT
 from utils.cli import UserError, run_program
 from utils.codec import (
-    DEFAULT_PADDING,
     DEFAULT_QUALITY,
     compress_image,
     decompress_image,
@@ -40,6 +39,7 @@ from utils.files import atomic_write, require_writable
 from utils.images import find_images, read_image, to_tensor, to_uint8, write_png
 from utils.inference import add_inference_flags, apply_inference_flags, bounded, compile_ahead, keep_memory
 from utils.jobs import Job, Outcome, Stages, find_files, format_summary, gather, process_share, run_jobs, summarise
+from utils.padding import DEFAULT_PADDING, PADDINGS
 from utils.reconstructions import output_names
 from utils.targets import KINDS, Target, compress_to_target
 
@@ -72,7 +72,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     add(
         "--arithmetic", choices=("fp64", "fp32"), help="fp64: decodes on any machine (default); fp32: faster, here only"
     )
-    add("--padding", choices=("zero", "replicate", "reflect"), default=DEFAULT_PADDING, help="what fills up the sides")
+    add("--padding", choices=PADDINGS, default=DEFAULT_PADDING, help="what fills up the sides")
     add_inference_flags(parser)
     add("--verify", action="store_true", help="decode each file after writing it, in another order of summation")
     add("--json", action="store_true", help="print the summary as JSON")

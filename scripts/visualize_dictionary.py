@@ -30,7 +30,8 @@ from utils.curve import Point, load_for  # noqa: E402
 from utils.devices import choose_device  # noqa: E402
 from utils.dictionary_maps import Use, attention_maps, effective_number, most_telling, of_head  # noqa: E402
 from utils.files import require_writable  # noqa: E402
-from utils.images import find_images, padding_of, read_image, to_tensor  # noqa: E402
+from utils.images import find_images, read_image, to_tensor  # noqa: E402
+from utils.padding import padding_of  # noqa: E402
 from utils.plots import FORMATS, new_figure, save_figure  # noqa: E402
 from utils.results import write_results  # noqa: E402
 from utils.tables import format_table  # noqa: E402

@@ -21,14 +21,13 @@ from utils.bitstream import (
     BitstreamError,
     ModelMismatch,
     check_plausible,
-    current_environment,
-    describe_environment,
     pack,
     pack_official,
     quality_steps,
     unpack,
     unpack_official,
 )
+from utils.environment import current_environment, describe_environment
 from utils.rans import Encoder, Tables
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "bitstream.md"

@@ -75,7 +75,8 @@ def test_existing_outputs_are_kept_unless_told_otherwise(photos, tmp_path, check
 def test_formats_give_the_models_image(photos, tmp_path, checkpoint, flags, padding):
     run("compress", photos / "a.png", tmp_path / "bins", checkpoint, "--padding", padding, *flags)
     run("decompress", tmp_path / "bins", tmp_path / "out", checkpoint)
-    from utils.images import crop_centred, pad_centred, to_tensor
+    from utils.images import to_tensor
+    from utils.padding import crop_centred, pad_centred
 
     x = to_tensor(read_image(photos / "a.png")[0])
     with torch.no_grad():

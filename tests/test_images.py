@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image, ImageCms
 
-from utils import images
+from utils import images, padding
 from utils.cli import UserError
 
 
@@ -307,24 +307,24 @@ def test_to_uint8_rounds_and_clamps():
     assert images.to_uint8(x)[0, :, 0].tolist() == [0, 0, 1, 1, 255, 255, 255]
 
 
-@pytest.mark.parametrize("mode", images.PADDINGS)
+@pytest.mark.parametrize("mode", padding.PADDINGS)
 @pytest.mark.parametrize("size", [(1, 1), (1, 9), (2, 3), (5, 127), (128, 16), (129, 1)])
 def test_padding_is_centred_and_comes_off(mode, size):
     x = torch.rand(2, 3, *size)
-    padded = images.pad_centred(x, 16, mode)
+    padded = padding.pad_centred(x, 16, mode)
     assert all(side % 16 == 0 and side - old < 16 for side, old in zip(padded.shape[-2:], size))
-    assert torch.equal(images.crop_centred(padded, size), x)
+    assert torch.equal(padding.crop_centred(padded, size), x)
     extra = padded.shape[-1] - size[1]
-    assert images.padding_of(size[1], 16) == (extra // 2, extra - extra // 2)
+    assert padding.padding_of(size[1], 16) == (extra // 2, extra - extra // 2)
 
 
 def test_padding_modes():
     x = torch.arange(1.0, 4.0).reshape(1, 1, 1, 3)
-    assert images.pad_centred(x, 10, "zero")[0, 0, 4].tolist() == [0, 0, 0, 1, 2, 3, 0, 0, 0, 0]
-    assert images.pad_centred(x, 10, "replicate")[0, 0, 0].tolist() == [1, 1, 1, 1, 2, 3, 3, 3, 3, 3]
-    assert images.pad_centred(x, 10, "reflect")[0, 0, 0].tolist() == [2, 3, 2, 1, 2, 3, 2, 1, 2, 3]
+    assert padding.pad_centred(x, 10, "zero")[0, 0, 4].tolist() == [0, 0, 0, 1, 2, 3, 0, 0, 0, 0]
+    assert padding.pad_centred(x, 10, "replicate")[0, 0, 0].tolist() == [1, 1, 1, 1, 2, 3, 3, 3, 3, 3]
+    assert padding.pad_centred(x, 10, "reflect")[0, 0, 0].tolist() == [2, 3, 2, 1, 2, 3, 2, 1, 2, 3]
     wide = torch.rand(1, 3, 30, 30)
     expected = torch.nn.functional.pad(wide, (1, 1, 1, 1), mode="reflect")
-    assert torch.equal(images.pad_centred(wide, 32, "reflect"), expected)
+    assert torch.equal(padding.pad_centred(wide, 32, "reflect"), expected)
     with pytest.raises(ValueError, match="unknown padding"):
-        images.pad_centred(x, 10, "mirror")
+        padding.pad_centred(x, 10, "mirror")

@@ -18,8 +18,6 @@ Everything is verified before anything is decoded or allocated.
 from __future__ import annotations
 
 import math
-import platform
-import re
 import struct
 import zlib
 from dataclasses import dataclass
@@ -31,9 +29,6 @@ MAX_SIDE = 2**31
 CRC_BYTES = 4
 LEAST_STRING = 8  # an rANS string is its 64-bit state, then words of 4 bytes
 SMALLEST = 3 + 1 + 4 + 1 + 1 + 1 + 2 + 2 * LEAST_STRING + CRC_BYTES
-DEVICES = ("cpu", "cuda", "another device")
-PROCESSORS = {"x86_64": 0, "amd64": 0, "aarch64": 1, "arm64": 1}
-PROCESSOR_NAMES = {0: "x86-64", 1: "arm64"}
 # No frequency exceeds 65535 of 65536; rounding the integer state saves a share of at most 2^-14 (docs/bitstream.md).
 LEAST_BITS = math.log2(65536 / 65535) * (1 - 2**-13)
 
@@ -237,22 +232,3 @@ def check_plausible(stream: Bitstream, size_multiple: int, y_channels: int, z_ch
             raise BitstreamError(
                 f"claims {stream.width}x{stream.height} pixels, which its {len(string)} bytes cannot hold"
             )
-
-
-def current_environment(device: str) -> bytes:
-    """Two bytes: device kind and processor; major and minor version of torch. `device` is "cpu", "cuda:1" or so."""
-    import torch
-
-    device = device.partition(":")[0]
-    kind = DEVICES.index(device) if device in DEVICES else 2
-    processor = PROCESSORS.get(platform.machine().lower(), 15)
-    major, minor = (int(part) for part in re.match(r"(\d+)\.(\d+)", torch.__version__).groups())
-    return bytes([kind << 4 | processor, (major & 7) << 5 | minor & 31])
-
-
-def describe_environment(environment: bytes) -> str:
-    """Those two bytes in words."""
-    kind, processor = environment[0] >> 4, environment[0] & 15
-    device = DEVICES[min(kind, 2)]
-    name = PROCESSOR_NAMES.get(processor, "another processor")
-    return f"{device} on {name} with torch {environment[1] >> 5}.{environment[1] & 31}"

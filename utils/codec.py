@@ -16,15 +16,14 @@ from utils.bitstream import (
     BitstreamError,
     ModelMismatch,
     check_plausible,
-    current_environment,
-    describe_environment,
     pack,
     pack_official,
     quality_steps,
     unpack,
 )
-from utils.images import DEFAULT_PADDING, pad_centred
+from utils.environment import current_environment, describe_environment
 from utils.inference import bounded
+from utils.padding import DEFAULT_PADDING, pad_centred
 from utils.rans import DesynchronisedError
 
 DEFAULT_QUALITY = 50.0

@@ -17,7 +17,7 @@ from torch import Tensor
 from models.base import SliceCompressionModel
 from models.layers.dictionary import DictionaryCrossAttention
 from utils.evaluation import evaluating
-from utils.images import DEFAULT_PADDING, pad_centred
+from utils.padding import DEFAULT_PADDING, pad_centred
 
 
 def attention_maps(

@@ -31,9 +31,10 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from utils.images import DEFAULT_PADDING, crop_centred, pad_centred, read_image, to_tensor, to_uint8
+from utils.images import read_image, to_tensor, to_uint8
 from utils.inference import bounded, compile_ahead
 from utils.metrics import bits_per_position, bpp, estimated_bits, ms_ssim, ms_ssim_db, mse, psnr_of_mse, quantise_8_bit
+from utils.padding import DEFAULT_PADDING, crop_centred, pad_centred
 
 Record = dict[str, Any]
 Result = TypeVar("Result")

@@ -18,8 +18,8 @@ from models.layers.gain import QUALITY_MAX, QUALITY_MIN
 from utils.bitstream import quality_steps
 from utils.cli import UserError
 from utils.codec import pack_image
-from utils.images import DEFAULT_PADDING, crop_centred, pad_centred
 from utils.metrics import psnr, quantise_8_bit
+from utils.padding import DEFAULT_PADDING, crop_centred, pad_centred
 
 KINDS = ("bpp", "size", "psnr")
 TOLERANCE = {"bpp": 0.005, "size": 0.01, "psnr": 0.0005}  # relative; a size is approached from below only
