@@ -70,11 +70,19 @@ def row(model: str, other: str, at: float) -> list[str]:
     return [
         load_curve(other).name,
         *(percent(delta.rate_percent if delta else None) for delta in (psnr, ms_ssim)),
-        percent(mean_over_images(image_curves(other), image_curves(model)) if model != other else None),
+        by_image(mean_over_images(image_curves(other), image_curves(model)) if model != other else None),
         f"{common[0]:.1f} to {common[1]:.1f}" if common else "",
         format_number(rate_at(load_curve(other), at), 3),
         *(significant(mean_seconds(other, time)) for time in TIMES),
     ]
+
+
+def by_image(mean: tuple[float, int, int] | None) -> str:
+    """The mean over images, and of how many where that is not all."""
+    if mean is None:
+        return ""
+    value, known, unknown = mean
+    return percent(value) + (f" ({known} of {known + unknown})" if unknown else "")
 
 
 def percent(value: float | None) -> str:

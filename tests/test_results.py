@@ -166,9 +166,11 @@ def test_bd_rate_by_image_does_not_depend_on_the_spread_of_bits(tmp_path):
     }
     cheaper = {name: curve(name, (0.9 * rate for rate in c.bpp), c.quality) for name, c in anchor.items()}
     cheaper["hard"] = curve("hard", cheaper["hard"].bpp[2:], cheaper["hard"].quality[2:])
-    assert mean_over_images(anchor, cheaper) == pytest.approx(-10)
+    assert mean_over_images(anchor, cheaper) == (pytest.approx(-10), 2, 0)
     cheaper["easy"] = anchor["easy"]
-    assert mean_over_images(anchor, cheaper) == pytest.approx(-5)
+    assert mean_over_images(anchor, cheaper) == (pytest.approx(-5), 2, 0)
+    cheaper["easy"] = curve("easy", (1, 2, 3, 4), (61, 64, 67, 70))
+    assert mean_over_images(anchor, cheaper) == (pytest.approx(-10), 1, 1)  # no common range of quality
     assert mean_over_images(anchor, {"another": anchor["easy"]}) is None
 
 

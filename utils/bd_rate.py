@@ -60,15 +60,16 @@ def compare(anchor: Curve, test: Curve, method: str = "akima") -> Comparison:
     )
 
 
-def mean_over_images(anchor: dict[str, Curve], test: dict[str, Curve]) -> float | None:
-    """The mean of the BD-rates in percent of the images that both have curves of; None where there is no such image.
+def mean_over_images(anchor: dict[str, Curve], test: dict[str, Curve]) -> tuple[float, int, int] | None:
+    """The mean of the BD-rates in percent of the images that both have curves of, of how many images, and how many of
+    these have none because their curves share no range of quality. None where no image has one.
 
     Unlike the BD-rate of mean curves, this does not depend on how a codec spreads its bits over the images of a set: a
     codec at one rate for all images has another mean curve than the same codec at one quality for all of them.
     """
     rates = [compare(anchor[name], test[name]).rate_percent for name in anchor.keys() & test.keys()]
     known = [rate for rate in rates if rate is not None]
-    return sum(known) / len(known) if known else None
+    return (sum(known) / len(known), len(known), len(rates) - len(known)) if known else None
 
 
 def _delta(function: str, anchor: Curve, test: Curve, method: str) -> float | None:

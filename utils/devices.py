@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 
 from utils.cli import UserError
@@ -24,6 +26,11 @@ def choose_device(name: str | None = None, cuda: bool = False) -> torch.device:
     if device.type == "cuda":
         _require_gpu(device, flag)
     return device
+
+
+def usable_cores() -> int:
+    """How many processors this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def describe_device(device: torch.device) -> str:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from models import MODELS, default_config
 from utils.cli import UserError
+from utils.devices import usable_cores
 from utils.distributed import leave_it_to_the_first
 from utils.losses import DEFAULT_LAMBDA, METRICS
 from utils.metrics import MS_SSIM_SMALLEST
@@ -165,7 +165,7 @@ def check_flags(args: argparse.Namespace) -> None:
         if wrong:
             raise UserError(message)
     if args.num_workers is None:
-        args.num_workers = 0 if args.cache != "none" else min(8, len(os.sched_getaffinity(0)))
+        args.num_workers = 0 if args.cache != "none" else min(8, usable_cores())
 
 
 def requested_options(args: argparse.Namespace, name: str) -> dict[str, Any]:
