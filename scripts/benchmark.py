@@ -33,11 +33,12 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 from compress_and_decompress import write_bytes, write_image  # noqa: E402
-from models import MODELS, build_model  # noqa: E402
+from models import MODELS, build_model, load_model  # noqa: E402
 from models.stripes import DEFAULT_STRIPE, stripes_of  # noqa: E402
 from tests.plain import plain  # noqa: E402
+from utils.checkpoint import DEFAULT_CHECKPOINT  # noqa: E402
 from utils.cli import run_program  # noqa: E402
-from utils.codec import compress_image, decompress_image  # noqa: E402
+from utils.codec import DEFAULT_QUALITY, compress_image, decompress_image  # noqa: E402
 from utils.coder_speed import coder_speed  # noqa: E402
 from utils.images import read_image, to_tensor, to_uint8, write_png  # noqa: E402
 from utils.inference import held, keep_memory  # noqa: E402
@@ -55,7 +56,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     add("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     add("--model", choices=MODELS, default="dcae")
     add("--sizes", nargs="+", type=float, default=[0.4, 1.6], metavar="MP", help="megapixels (default: 0.4 1.6)")
-    add("--images", type=int, default=6, help="in the folder, of 128x192 pixels (default: 6)")
+    add("--images", type=int, default=6, help="in the folder, of the first size (default: 6)")
     add("--runs", type=int, default=3, help="of which medians are taken (default: 3)")
     add("--threads", type=int, default=0, help="default: torch's choice")
     add("--clock", choices=CLOCKS, default="wall")
@@ -149,19 +150,18 @@ def measure_one_size(args: argparse.Namespace) -> list[dict]:
 
 
 def measure_folder(args: argparse.Namespace) -> list[dict]:
-    """Decompressing and compressing a folder, with reading and writing beside it and without."""
-    from tests.toys import toy_model
-
-    model, rows = toy_model("dcae"), []
+    """Decompressing and compressing a folder with the shipped model, reading and writing beside it and without."""
+    model, rows = load_model(DEFAULT_CHECKPOINT), []
+    code = partial(compress_image, model, quality=DEFAULT_QUALITY)
     with tempfile.TemporaryDirectory() as folder:
         names = [Path(folder, f"{i}") for i in range(args.images)]
         for name in names:
-            write_png(name.with_suffix(".png"), to_uint8(image(0.4)))
+            write_png(name.with_suffix(".png"), to_uint8(image(args.sizes[0])))
         to_bins = [Job(n.name, n.with_suffix(".png"), n.with_suffix(".bin")) for n in names]
         to_images = [Job(n.name, n.with_suffix(".bin"), n.with_suffix(".out")) for n in names]
         compress = Stages(
             read=lambda job: read_image(job.source)[0],
-            work=lambda job, pixels: (compress_image(model, to_tensor(pixels)), Outcome(job.name, "done")),
+            work=lambda job, pixels: (code(to_tensor(pixels)), Outcome(job.name, "done")),
             write=write_bytes,
         )
         decompress = Stages(
