@@ -24,7 +24,7 @@ import torch
 
 from models import MODELS, build_model, default_config, load_model
 from models.base import SliceCompressionModel
-from utils.bitstream import BitstreamError, unpack
+from utils.bitstream import BitstreamError
 from utils.checkpoint import DEFAULT_CHECKPOINT
 from utils.cli import UserError, run_program
 from utils.codec import (
@@ -32,6 +32,7 @@ from utils.codec import (
     compress_image,
     decompress_image,
     foreign_environment,
+    open_file,
     verify_file,
 )
 from utils.devices import choose_device
@@ -136,7 +137,8 @@ def compress(job: Job, content: tuple, model: SliceCompressionModel, args: argpa
     """One image, as `read_image` gives it, to the bytes of its file."""
     pixels, notes = content
     say_once(job, notes, said)
-    compile_ahead(model, *pixels.shape[:2], "analysis")
+    tries = args.target and args.target.kind == "psnr"
+    compile_ahead(model, *pixels.shape[:2], *(("analysis", "synthesis") if tries else ("analysis",)))
     start = time.perf_counter()
     arithmetic = "published" if args.format == "official" else args.arithmetic or "fp64"
     x, quality = to_tensor(pixels).to(args.device), args.quality
@@ -175,7 +177,7 @@ def decompress(job: Job, data: bytes, model: SliceCompressionModel, args: argpar
     if written:
         say_once(job, [f"written by {written}; decoding it elsewhere may fail"], said)
     if args.compile:
-        stream = unpack(data)
+        stream = open_file(model, data)
         compile_ahead(model, stream.height, stream.width, "synthesis")
     start = time.perf_counter()
     pixels = to_uint8(decompress_image(model, data))

@@ -18,6 +18,7 @@ slices' means and scales; `lrp_transforms` latent residual prediction.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -111,7 +112,7 @@ class SliceCompressionModel(nn.Module, ABC):
         self.variable_rate = variable_rate
         if variable_rate:
             self.gain = GainUnit(M)
-        self._derived: dict[str, Any] = {}  # what follows from the weights: portable copies, fingerprint
+        self._derived: dict[str, Any] = {}  # what follows from the weights: copies in other types, keys, fingerprint
 
     def build_slice_networks(self, support_channels: Sequence[int], widths: Sequence[int]) -> None:
         """The mean, scale and residual networks of every slice; `support_channels[i]` is the width of support i."""
@@ -148,16 +149,6 @@ class SliceCompressionModel(nn.Module, ABC):
 
         Takes the features that `hyper_synthesis` gives, and the slices of y_hat before i.
         """
-
-    def answer(self, i: int, query: Tensor) -> Tensor:
-        """What slice i's dictionary attention makes of a query (B, query channels, h, w), in models that have one.
-
-        Keys and values are computed once for all images, where nothing is trained.
-        """
-        layer = self.dt_cross_attention[i]
-        if torch.is_grad_enabled() or torch.is_autocast_enabled(query.device.type):
-            return layer(query, layer.entries(self.dt))
-        return layer(query, self._derive(f"entries of slice {i}", lambda: layer.entries(self.dt)))
 
     # ---- the slice loop --------------------------------------------------------------------------------------------
 
@@ -199,6 +190,16 @@ class SliceCompressionModel(nn.Module, ABC):
         else:
             residual = network(None, known + of_last_channels(network.first, y_hat_i))
         return y_hat_i + 0.5 * torch.tanh(residual)
+
+    def ask_dictionary(self, i: int, query: Tensor) -> Tensor:
+        """What slice i's dictionary attention makes of a query (B, query channels, h, w), in models that have one.
+
+        Keys and values are computed once for all images, where nothing is trained.
+        """
+        layer = self.dt_cross_attention[i]
+        if self.training or torch.is_grad_enabled() or torch.is_autocast_enabled(query.device.type):
+            return layer(query, layer.entries(self.dt))
+        return layer(query, self._derive(f"entries of slice {i}", lambda: layer.entries(self.dt)))
 
     def join(self, parts: list[Tensor]) -> Tensor:
         """What a coder kept at each call, as one map like y (B, M, h, w)."""
@@ -243,9 +244,15 @@ class SliceCompressionModel(nn.Module, ABC):
             return self.compiled(self, name, x)
         if self.precision is torch.float32:
             return getattr(self, name)(x)
-        narrow = self if torch.is_grad_enabled() else self._derive("narrow", lambda: narrow_copy(self, self.precision))
+        model = self if self.training or torch.is_grad_enabled() else self.narrow()
         with torch.autocast(x.device.type, self.precision):
-            return getattr(narrow, name)(x).to(x.dtype)
+            return getattr(model, name)(x).to(x.dtype)
+
+    def narrow(self) -> SliceCompressionModel:
+        """The model whose transforms have weights in `precision`: itself, or a copy made once."""
+        if self.precision is torch.float32:
+            return self
+        return self._derive(f"narrow, {self.precision}", lambda: narrow_copy(self, self.precision))
 
     def check_quality(self, quality: Tensor | float | None, x: Tensor) -> Tensor | None:
         """`quality` as (B,) beside x. Raises ValueError where it is missing, superfluous or outside 1..100."""
@@ -408,10 +415,13 @@ class SliceCompressionModel(nn.Module, ABC):
         self._derived.clear()
         return super()._apply(fn, recurse)
 
-    def load_state_dict(self, state_dict, strict: bool = True, assign: bool = False):
-        """As in torch, with entropy tables of any size."""
+    def _load_from_state_dict(self, *args) -> None:
         self._derived.clear()
-        return super().load_state_dict(state_dict, strict, assign)
+        super()._load_from_state_dict(*args)
+
+    def copied(self, instead: dict[int, Any]) -> SliceCompressionModel:
+        """A deep copy without what was derived; `instead` says what takes the place of the object with an id."""
+        return copy.deepcopy(self, {id(self._derived): {}, **instead})
 
 
 def recorded(arguments: dict[str, Any]) -> dict[str, Any]:

@@ -72,7 +72,7 @@ class DictionaryModel(SliceCompressionModel):
     def slice_support(self, i: int, scales: Tensor, means: Tensor, decoded: list[Tensor]) -> tuple[Tensor, Tensor]:
         """Hyper features, earlier slices and what the dictionary makes of them (Equation 4)."""
         query = torch.cat([scales, means, *decoded], 1)
-        support = torch.cat([query, self.answer(i, query)], 1) if self.has_dictionary else query
+        support = torch.cat([query, self.ask_dictionary(i, query)], 1) if self.has_dictionary else query
         return support, support
 
 

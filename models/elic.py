@@ -78,7 +78,7 @@ class ELIC(DictionaryModel):
         """What both passes over slice i know; for means and scales alike."""
         parts = [self.channel_context[i - 1](torch.cat(decoded, 1)), hyper] if i else [hyper]
         if self.has_dictionary:
-            parts.append(self.answer(i, torch.cat([hyper, *decoded], 1)))
+            parts.append(self.ask_dictionary(i, torch.cat([hyper, *decoded], 1)))
         support = torch.cat(parts, 1)
         return support, support
 

@@ -6,7 +6,6 @@ float32 (norms, sums) stays so, and no file depends on it: the entropy path keep
 
 from __future__ import annotations
 
-import copy
 from typing import TYPE_CHECKING
 
 import torch
@@ -20,16 +19,12 @@ if TYPE_CHECKING:
 
 def narrow_copy(model: SliceCompressionModel, dtype: torch.dtype) -> SliceCompressionModel:
     """A copy whose transforms have their matrices in `dtype`; the rest is the model's own."""
-    transforms = {name for name in model.transform_names if name in model._modules}
-    shared = {id(child): child for name, child in model.named_children() if name not in transforms}
-    shared[id(model._derived)] = {}
-    narrow = copy.deepcopy(model, shared).eval().requires_grad_(False)
+    transforms = [name for name in model.transform_names if name in model._modules]
+    narrow = model.copied({id(child): child for name, child in model.named_children() if name not in transforms})
     for name in transforms:
-        network = getattr(narrow, name)
-        last = (
-            network[-1] if isinstance(network, SliceTransform) else None
-        )  # which leaves autocast, if it is a convolution
+        network = getattr(narrow, name).eval().requires_grad_(False)
+        wide = network.last_convolution if isinstance(network, SliceTransform) else None
         for layer in network.modules():
-            if isinstance(layer, nn.Linear | nn.Conv2d | nn.ConvTranspose2d) and layer is not last:
+            if isinstance(layer, nn.Linear | nn.Conv2d | nn.ConvTranspose2d) and layer is not wide:
                 layer.to(dtype)
     return narrow

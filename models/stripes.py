@@ -89,14 +89,15 @@ def by_rows(
         return join(base, result) if join else result
     if join and out is None:
         out = base.new_empty(base.shape)
+    in_place = halo > 0 and len(stripes) > 1 and out is not None and out.data_ptr() == x.data_ptr()
     for top, bottom in stripes:
         above, below = min(halo, top), min(halo, height - bottom)
         edge = x[:, top - above : top]
-        overwritten = out is x and above > 0  # the function is to read the rows above the stripe as they were
+        overwritten = in_place and above > 0  # the function is to read the rows above the stripe as they were
         if overwritten:
             done = edge.clone()
             edge.copy_(kept)
-        kept = x[:, bottom - halo : bottom].clone() if out is x else None
+        kept = x[:, bottom - halo : bottom].clone() if in_place else None
         result = function(
             x[:, top - above : bottom + below], (halo - above, halo - below), *(other[:, top:bottom] for other in also)
         )

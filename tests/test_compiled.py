@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import copy
 import shutil
 from pathlib import Path
@@ -9,11 +10,15 @@ from pathlib import Path
 import pytest
 import torch
 
+from compress_and_decompress import decompress
 from tests.toys import toy_image, toy_model
+from utils import compiled
+from utils.bitstream import ModelMismatch
 from utils.cli import UserError
 from utils.codec import compress_image, decompress_image
-from utils.compiled import CompiledTransforms
+from utils.compiled import CompiledTransforms, check_ready
 from utils.inference import compile_ahead
+from utils.jobs import Job
 
 
 @pytest.fixture
@@ -70,6 +75,43 @@ def test_other_weights_are_compiled_anew(tmp_path, exported):
         assert not torch.allclose(model.transform("analysis", x), before) and len(exported) == 2
 
 
+def test_other_code_is_compiled_anew(tmp_path, exported, monkeypatch):
+    with torch.inference_mode():
+        compile_ahead(compiling("dcae", tmp_path), 128, 128, "analysis")
+        monkeypatch.setattr(compiled, "_code", lambda: "changed")
+        compile_ahead(compiling("dcae", tmp_path), 128, 128, "analysis")
+    assert len(exported) == 2
+
+
+def test_a_broken_library_is_made_again(tmp_path, exported):
+    with torch.inference_mode():
+        compile_ahead(compiling("dcae", tmp_path), 128, 128, "analysis")
+        (library,) = tmp_path.iterdir()
+        library.write_text("cut o")
+        model = compiling("dcae", tmp_path)
+        compile_ahead(model, 128, 128, "analysis")
+        assert len(exported) == 2 and model.transform("analysis", toy_image(128, 128)).isfinite().all()
+
+
+def test_it_is_asked_at_the_start_whether_anything_can_be_compiled(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="--compile: cannot write to"):
+        check_ready(tmp_path / "file" / "folder")
+    monkeypatch.setattr("torch._inductor.cpp_builder.get_cpp_compiler", lambda: 1 / 0)
+    with pytest.raises(UserError, match=r"there is no C\+\+ compiler; install"):
+        check_ready(tmp_path)
+
+
+def test_nothing_is_compiled_for_a_file_of_another_model(tmp_path, exported, monkeypatch):
+    """A file may say any size."""
+    model = compiling("dcae", tmp_path)
+    data = compress_image(toy_model("dcae", salt="other"), toy_image(128, 128))
+    args = argparse.Namespace(compile=True, device=torch.device("cpu"))
+    with torch.inference_mode(), pytest.raises(ModelMismatch):
+        decompress(Job("x", tmp_path / "x", tmp_path / "y"), data, model, args, set())
+    assert not exported
+
+
 def test_what_cannot_be_compiled(tmp_path, monkeypatch):
     def fail(*args, **kwargs):
         raise RuntimeError("no C++ compiler\nand more")
@@ -86,7 +128,7 @@ def test_what_cannot_be_compiled(tmp_path, monkeypatch):
 def test_real_libraries(tmp_path):
     model, x = compiling("dcae", tmp_path), toy_image(128, 128)
     with torch.inference_mode():
-        compiled, expected = model.transform("analysis", x), toy_model("dcae").analysis(x)
+        result, expected = model.transform("analysis", x), toy_model("dcae").analysis(x)
         again = compiling("dcae", tmp_path).transform("analysis", x)
-    assert torch.allclose(compiled, expected, atol=1e-4) and torch.equal(again, compiled)
+    assert torch.allclose(result, expected, atol=1e-4) and torch.equal(again, result)
     assert len(list(tmp_path.iterdir())) == 1

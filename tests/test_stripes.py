@@ -12,6 +12,7 @@ import torch
 from models import portable
 from models.base import pad_to_multiple
 from models.layers import winograd
+from models.layers.checkerboard import CheckerboardConvolution
 from models.portable import MatrixConvolution
 from models.stripes import by_rows, convolution, convolutions, cut, deconvolution, of_last_channels, own, stripes_of
 from tests.plain import plain
@@ -28,6 +29,7 @@ from utils.inference import (
     memory_size,
     stripe_within,
 )
+from utils.optimization import Average
 
 THIN = 3000  # bytes: a row or a few
 
@@ -73,28 +75,71 @@ def test_workspace_is_that_of_the_largest_transformed_kernels():
     assert winograd.workspace(dilated) == 0 and not MatrixConvolution.can_replace(dilated)
 
 
+def test_a_copy_in_another_precision_leaves_the_model_as_it_is():
+    model, x = copy.deepcopy(toy_model("dcae")).train(), toy_image(128, 128)
+    model.precision = torch.bfloat16
+    with torch.no_grad():
+        model.transform("analysis", x)  # while training with the weights as they are
+        assert not model._derived
+        model.narrow()
+    assert all(module.training for module in model.modules())
+
+
+def test_nothing_is_derived_from_weights_that_follow_others():
+    """The average of the weights is validated again and again, in between it moves."""
+    model, x = copy.deepcopy(toy_model("dcae")), toy_image(128, 128)
+    average = Average(model, 0.5)
+    with torch.no_grad():
+        before = average.model(x)["x_hat"]
+        model.dt += 1
+        average.follow(model, 100)
+        after = average.model(x)["x_hat"]
+        assert not torch.equal(before, after)
+        assert torch.equal(after, copy.deepcopy(average.model).eval()(x)["x_hat"])
+        wrapped = torch.nn.ModuleList([average.model])
+        wrapped.load_state_dict({name: value * 0.5 for name, value in wrapped.state_dict().items()})
+        assert not average.model._derived
+
+
 def test_narrow_weights_change_nothing():
     """They are what autocast would make of the weights, and follow them when these change."""
     model, x = copy.deepcopy(toy_model("dcae")), toy_image(128, 128)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         expected = model.analysis(x).float()
     model.precision = torch.bfloat16
+    flags = {name: p.requires_grad for name, p in model.named_parameters()}
     with torch.no_grad():
         assert torch.equal(model.transform("analysis", x), expected)
+        assert flags == {name: p.requires_grad for name, p in model.named_parameters()} and any(flags.values())
         model.load_state_dict({name: value * 0 for name, value in model.state_dict().items()})
         assert not model.transform("analysis", x).any()
 
 
-def test_kernels_are_transformed_once_where_they_are_small(monkeypatch):
-    model, x = copy.deepcopy(toy_model("dcae")), toy_image(128, 128)
-    data = compress_image(model, x)
-    path = model.entropy_path("fp64")
-    assert winograd.workspace(path) == 0 and len(path.cc_mean_transforms[0].first.weight) == winograd.TILE**2
-    monkeypatch.setattr(portable, "KEPT_KERNELS", 0)
-    again = portable.portable_copy(model)
-    assert winograd.workspace(again) > 0 and len(again.cc_mean_transforms[0].first.weight) == winograd.KERNEL**2
-    model._derived["portable"] = again
-    assert compress_image(model, x) == data
+@pytest.mark.parametrize("kind", TOYS)
+def test_files_do_not_depend_on_whether_kernels_are_kept(kind, monkeypatch):
+    """Of the shipped model they are, of full-size models they are not."""
+    keeping, x = toy_model(kind), toy_image(128, 200)
+    quality = 50 if keeping.variable_rate else None
+    path = keeping.entropy_path("fp64")
+    assert winograd.workspace(path) == 0
+    monkeypatch.setattr(portable, "KEPT_KERNELS", -1)
+    other = toy_model(kind)
+    tiled = [layer for layer in other.entropy_path("fp64").modules() if winograd.applies(layer)]
+    assert (winograd.workspace(other.entropy_path("fp64")) > 0) == bool(tiled)
+    files = [compress_image(model, x, quality) for model in (keeping, other)]
+    images = [
+        decompress_image(model, data) for model, data in zip((other, keeping), files)
+    ]  # raise if a symbol differs
+    assert files[0] == files[1] and torch.allclose(*images, atol=1e-3)
+
+
+def test_only_matrix_convolutions_keep_kernels():
+    """Neither layers with a forward pass of their own nor any on another device."""
+    elic = toy_model("elic-dictionary")
+    elic.h_a[0] = CheckerboardConvolution(8, 8, 3)
+    assert not winograd.applies(elic.h_a[0]) and winograd.applies(torch.nn.Conv2d(8, 8, 3, padding=1))
+    path = portable.portable_copy(toy_model("dcae").to("meta"))
+    assert path.cc_mean_transforms[0].first.weight.dim() == 4
 
 
 def test_stripes_are_equally_high():
@@ -109,11 +154,13 @@ def test_rows_are_overwritten_only_where_that_is_safe():
     """A halo reads the rows above a stripe as they were, also when the result replaces them."""
     x = torch.randn(1, 40, 5, 3)
     function = lambda rows, border: torch.nn.functional.pad(rows, (0, 0, 0, 0, *border)).unfold(1, 3, 1).sum(-1)  # noqa: E731
+    again = x.clone()
     with stripes_of(None):
         expected = by_rows(function, x, halo=1)
     with torch.no_grad(), stripes_of(200):
         result = by_rows(function, x, halo=1, out=own(x))
-    assert result is x and torch.equal(result, expected)
+        view = by_rows(function, again[:, :], halo=1, out=again[:, :])
+    assert result is x and torch.equal(result, expected) and torch.equal(view, expected)
     assert own(x) is None  # while gradients are recorded
 
 

@@ -8,15 +8,14 @@ the path of the entropy coder stays as it is.
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import logging
 import os
-import platform
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -25,11 +24,31 @@ from torch import Tensor, nn
 from models.base import SliceCompressionModel
 from models.stripes import stripes_of
 from utils.cli import UserError
+from utils.files import atomic_write, require_writable
+from utils.measuring import processor
 
 
 def cache_folder() -> Path:
     """Where libraries are kept: `dcae` in XDG_CACHE_HOME or ~/.cache."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dcae"
+    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "dcae"
+
+
+def check_ready(folder: Path) -> None:
+    """Raise UserError where nothing can be compiled or kept in the folder; asked before any image."""
+    from torch._inductor.cpp_builder import get_cpp_compiler
+
+    require_writable(folder / "library", "--compile")
+    try:
+        get_cpp_compiler()
+    except Exception as error:
+        raise UserError("--compile: there is no C++ compiler; install g++, name one in CXX, or leave it out") from error
+
+
+@cache
+def _code() -> str:
+    """Hash of the programs that make a library: other code, other libraries."""
+    files = sorted((Path(__file__).parents[1] / "models").rglob("*.py")) + [Path(__file__)]
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
 class CompiledTransforms:
@@ -37,7 +56,7 @@ class CompiledTransforms:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.loaded: dict[tuple, nn.Module] = {}
+        self.loaded: dict[tuple, Callable[[Tensor], Tensor]] = {}
         logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it remarks that there is no GPU
 
     def __deepcopy__(self, memo: dict) -> CompiledTransforms:
@@ -57,36 +76,46 @@ class CompiledTransforms:
         x = x.contiguous()
         return self.get(model, name, x)(x)
 
-    def get(self, model: SliceCompressionModel, name: str, x: Tensor) -> nn.Module:
-        """The library for inputs like x."""
-        described = (model.fingerprint().hex(), name, tuple(x.shape), model.precision, x.device.type)
-        if described not in self.loaded:
-            described_too = (torch.__version__, platform.processor(), torch.backends.cpu.get_cpu_capability())
-            key = hashlib.sha256(repr((described, described_too, torch.get_num_threads())).encode()).hexdigest()
+    def get(self, model: SliceCompressionModel, name: str, x: Tensor) -> Callable[[Tensor], Tensor]:
+        """The library for inputs like x. Raises UserError where there is none and none can be made."""
+        what = (model.fingerprint().hex(), name, tuple(x.shape), model.precision)
+        if what not in self.loaded:
+            machine = (torch.__version__, processor(), torch.backends.cpu.get_cpu_capability(), torch.get_num_threads())
+            key = hashlib.sha256(repr((what, machine, _code())).encode()).hexdigest()
             path = self.folder / f"{name}-{key[:16]}.pt2"
-            if not path.exists():
-                self._compile(model, name, x, path)
-            self.loaded[described] = torch._inductor.aoti_load_package(str(path))
-        return self.loaded[described]
+            library = _load(path)
+            if library is None:
+                _compile(model, name, x, path)
+                library = _load(path)
+            if library is None:
+                raise UserError(f"--compile: {path} cannot be loaded; leave the flag out")
+            self.loaded[what] = library
+        return self.loaded[what]
 
-    def _compile(self, model: SliceCompressionModel, name: str, x: Tensor, path: Path) -> None:
-        start = time.perf_counter()
-        print(f"compiling {name} for {x.shape[-1]}x{x.shape[-2]} ...", end=" ", file=sys.stderr, flush=True)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=".pt2")
-        os.close(handle)
-        try:
+
+def _load(path: Path) -> Callable[[Tensor], Tensor] | None:
+    """The library at path; None where there is none, or a broken one."""
+    try:
+        return torch._inductor.aoti_load_package(str(path)) if path.exists() else None
+    except Exception:  # whatever it is, it will be made again
+        return None
+
+
+def _compile(model: SliceCompressionModel, name: str, x: Tensor, path: Path) -> None:
+    start = time.perf_counter()
+    print(f"compiling {name} for inputs of {'x'.join(map(str, x.shape))} ...", file=sys.stderr)
+    try:
+        with tempfile.TemporaryDirectory() as folder, atomic_write(path) as file:
+            library = Path(folder, "library.pt2")
             with torch.inference_mode(False), torch.no_grad(), stripes_of(None):
                 exported = torch.export.export(Transform(model, name), (torch.zeros_like(x),), strict=False)
                 configs = {"freezing": True}
-                torch._inductor.aoti_compile_and_package(exported, package_path=temporary, inductor_configs=configs)
-            os.replace(temporary, path)
-        except Exception as error:
-            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-            raise UserError(f"--compile: {name} cannot be compiled ({reason}); leave the flag out") from error
-        finally:
-            Path(temporary).unlink(missing_ok=True)
-        print(f"{time.perf_counter() - start:.0f} s, kept in {path}", file=sys.stderr)
+                torch._inductor.aoti_compile_and_package(exported, package_path=str(library), inductor_configs=configs)
+            file.write(library.read_bytes())
+    except Exception as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise UserError(f"--compile: {name} cannot be compiled ({reason}); leave the flag out") from error
+    print(f"compiled in {time.perf_counter() - start:.0f} s, kept in {path}", file=sys.stderr)
 
 
 class Transform(nn.Module):
@@ -95,9 +124,10 @@ class Transform(nn.Module):
     def __init__(self, model: SliceCompressionModel, name: str) -> None:
         super().__init__()
         others = {id(child): nn.Identity() for key, child in model.named_children() if key not in model.transform_names}
-        self.model = copy.deepcopy(model, others).eval().requires_grad_(False)
+        self.model = model.copied(others).eval().requires_grad_(False)
         self.name, self.precision = name, model.precision
 
     def forward(self, x: Tensor) -> Tensor:
+        """As the model's method."""
         with torch.autocast(x.device.type, self.precision, enabled=self.precision != torch.float32):
             return getattr(self.model, self.name)(x).to(x.dtype)

@@ -56,14 +56,17 @@ def apply_inference_flags(model: nn.Module, args: argparse.Namespace) -> None:
         raise UserError("--compile holds whole maps and cannot keep --max-memory; leave one of them out")
     model.max_memory, model.precision = args.max_memory, PRECISIONS[args.precision]
     if args.compile:
-        from utils.compiled import CompiledTransforms, cache_folder
+        from utils.compiled import CompiledTransforms, cache_folder, check_ready
 
+        if next(model.parameters()).device.type != "cpu":
+            raise UserError("--compile is for the CPU; leave it or the GPU's flag out")
+        check_ready(cache_folder())
         model.compiled = CompiledTransforms(cache_folder())
 
 
 def compile_ahead(model: nn.Module, height: int, width: int, *transforms: str) -> None:
     """With --compile, make what an image of this size needs before the clock of its own time starts."""
-    if model.compiled is not None:
+    if getattr(model, "compiled", None) is not None:
         model.compiled.prepare(model, height, width, transforms)
 
 
@@ -75,6 +78,7 @@ def bounded(model: nn.Module, height: int, width: int, arithmetic: str = "fp32")
         yield
         return
     path, device = model.entropy_path(arithmetic), next(model.parameters()).device
+    model.narrow()  # as this path, it is held from now on
     held_before = held(device) + (workspace(path) if device.type == "cpu" else 0)
     multiple = model.size_multiple
     pixels = -(-height // multiple) * -(-width // multiple) * multiple**2

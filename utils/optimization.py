@@ -81,3 +81,4 @@ class Average:
         """Take in the weights after `step` steps."""
         decay = min(self.decay, (1 + step) / (10 + step))
         torch._foreach_lerp_(list(self.model.parameters()), list(model.parameters()), 1 - decay)
+        self.model.eval()  # and it forgets what it derived from the weights before

@@ -8,6 +8,7 @@ back and forth copies nothing. Everything is computed in stripes of rows (models
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -205,8 +206,7 @@ class SwinStage(nn.Module):
         for layer in self.layers:
             tokens = layer(tokens, overwrite=tokens is not x)
         out = own(tokens) if tokens is not x else None
-        convolved = lambda tokens, border: convolve(self.conv, tokens, border)  # noqa: E731
-        return to_map(by_rows(convolved, tokens, halo=1, out=out, onto=(torch.add, x)))
+        return to_map(by_rows(partial(convolve, self.conv), tokens, halo=1, out=out, onto=(torch.add, x)))
 
 
 class PlainSwinBlock(nn.Module):

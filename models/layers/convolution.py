@@ -38,17 +38,19 @@ def deconv(in_channels: int, out_channels: int, kernel: int = 5, stride: int = 2
 class SliceTransform(nn.Sequential):
     """A stack of layers with a name of its own, which adds no level to the state dict's keys."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> what the layers make of it; bare convolutions work in stripes of rows, as the blocks do.
+    @property
+    def last_convolution(self) -> nn.Conv2d | None:
+        """The last layer, if it is a convolution. It leaves autocast: what analysis returns is quantised next."""
+        return self[-1] if isinstance(self[-1], nn.Conv2d) else None
 
-        A convolution at the end leaves autocast: what it returns is quantised next.
-        """
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> what the layers make of it; bare convolutions work in stripes of rows, as the blocks do."""
         # oneDNN crashes on the gradient of TCM's first layer, a 1x1 convolution of stride 2 of a channels-last image.
         x = x.contiguous() if torch.is_grad_enabled() else channels_last(x)
         for layer in self:
             if isinstance(layer, nn.ConvTranspose2d):
                 x = deconvolution(layer, x)
-            elif isinstance(layer, nn.Conv2d) and layer is self[-1]:
+            elif layer is self.last_convolution:
                 with torch.autocast(x.device.type, enabled=False):
                     x = convolution(layer, x.to(layer.weight.dtype))
             else:
@@ -71,9 +73,8 @@ class ResidualBottleneck(nn.Module):
         """(B, in_channels, H, W) -> (B, out_channels, H, W), in the memory of x where nobody else needs that."""
         tokens = to_tokens(x)
         base = tokens if self.skip is None else by_rows(lambda rows, _: pointwise(self.skip, rows), tokens)
-        return to_map(
-            by_rows(self.branch, tokens, halo=1, out=own(tokens) if overwrite else None, onto=(torch.add, base))
-        )
+        out = own(tokens) if overwrite and self.skip is None else None
+        return to_map(by_rows(self.branch, tokens, halo=1, out=out, onto=(torch.add, base)))
 
     def branch(self, x: Tensor, border: Border) -> Tensor:
         """A stripe of tokens with a row more above and below -> what is added to the stripe."""

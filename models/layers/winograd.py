@@ -55,7 +55,7 @@ class Tiles:
 
 def transform_kernels(weight: Tensor) -> Tensor:
     """A convolution's weight (out, in, 3, 3), or its taps (9, in, out), -> (36, in, out), if it is not that already."""
-    if len(weight) == TILE**2 and weight.dim() == 3:
+    if transformed(weight):
         return weight
     of_kernel = MATRICES[weight.dtype][1]
     if weight.dim() == 3:
@@ -64,9 +64,14 @@ def transform_kernels(weight: Tensor) -> Tensor:
     return torch.mm(of_kernel, taps).unflatten(1, weight.shape[:2]).transpose(1, 2)
 
 
+def transformed(weight: Tensor) -> bool:
+    """Whether a layer's weight consists of transformed kernels."""
+    return weight.dim() == 3 and len(weight) == TILE**2
+
+
 def size_of_kernels(weight: Tensor) -> int:
     """Bytes that a layer's transformed kernels take beside its weight, 0 where they are its weight."""
-    return 0 if len(weight) == TILE**2 and weight.dim() == 3 else TILE**2 * weight.nbytes // KERNEL**2
+    return 0 if transformed(weight) else TILE**2 * weight.nbytes // KERNEL**2
 
 
 def workspace(model: nn.Module) -> int:
@@ -86,8 +91,8 @@ def direct() -> Iterator[None]:
 
 def applies(layer: nn.Module) -> bool:
     """Whether it is a dense 3x3 convolution of stride 1 whose zero padding keeps the size, or consists of such."""
-    if not isinstance(layer, nn.Conv2d):
-        return getattr(layer, "tiled", False)  # models.portable has such transposed convolutions
+    if type(layer).forward is not nn.Conv2d.forward:
+        return getattr(layer, "tiled", False)  # those of models.portable
     dense = (layer.stride, layer.dilation, layer.groups) == ((1, 1), (1, 1), 1)
     return dense and (layer.kernel_size, layer.padding, layer.padding_mode) == ((KERNEL, KERNEL), (1, 1), "zeros")
 
@@ -101,7 +106,7 @@ def pays(x: Tensor, *layers: nn.Module) -> bool:
         return False
     if torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
         return False
-    if not all(isinstance(layer, nn.Conv2d) and applies(layer) for layer in layers):
+    if not all(map(applies, layers)):
         return False
     channels = layers[0].in_channels * sum(layer.out_channels for layer in layers)
     return x.dtype == torch.float64 or channels >= LEAST_CHANNELS
