@@ -147,8 +147,16 @@ def pointwise(layer: nn.Conv2d, rows: Tensor) -> Tensor:
     return F.linear(rows, layer.weight.flatten(1), layer.bias)
 
 
+def reads_pixels(layer: nn.Module) -> bool:
+    """Whether a layer's input is an image, whose 8 bits bfloat16 would round: that costs 0.2 % of the rate."""
+    return getattr(layer, "in_channels", None) == 3
+
+
 def convolution(layer: nn.Conv2d, x: Tensor, finish: Callable[[Tensor], Tensor] | None = None) -> Tensor:
-    """`finish`(layer(x)) of a map (B, C, H, W) of any stride, in stripes of its output."""
+    """`finish`(layer(x)) of a map (B, C, H, W) of any stride, in stripes of its output; out of autocast, of pixels."""
+    if reads_pixels(layer) and torch.is_autocast_enabled(x.device.type):
+        with torch.autocast(x.device.type, enabled=False):
+            return convolution(layer, x, finish)
     kernel, stride, padding = layer.kernel_size[0], layer.stride[0], layer.padding[0]
     tokens, height = to_tokens(x), x.shape[2]
     out, rows = None, (height + 2 * padding - kernel) // stride + 1

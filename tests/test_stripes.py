@@ -75,6 +75,17 @@ def test_workspace_is_that_of_the_largest_transformed_kernels():
     assert winograd.workspace(dilated) == 0 and not MatrixConvolution.can_replace(dilated)
 
 
+def test_pixels_keep_their_digits():
+    """The layer that reads an image leaves autocast; those behind it do not."""
+    x, layers = toy_image(40, 40), (torch.nn.Conv2d(3, 8, 5, 2, 2), torch.nn.Conv2d(8, 8, 3, padding=1))
+    with torch.no_grad():
+        first = convolution(layers[0], x)
+        second = convolution(layers[1], first)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(convolution(layers[0], x), first)
+            assert not torch.equal(convolution(layers[1], first), second)
+
+
 def test_a_copy_in_another_precision_leaves_the_model_as_it_is():
     model, x = copy.deepcopy(toy_model("dcae")).train(), toy_image(128, 128)
     model.precision = torch.bfloat16
