@@ -23,7 +23,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -122,11 +122,11 @@ def measure_one_way(args: argparse.Namespace) -> dict[str, float]:
     return seconds
 
 
-def measure_sizes(args: argparse.Namespace) -> list[dict]:
-    """A process for each size and stripe."""
+def measure_sizes(args: argparse.Namespace) -> Iterator[dict]:
+    """A process for each size."""
     flags = ["--model", args.model, "--clock", args.clock, "--threads", str(args.threads)]
-    parts = (in_new_process(__file__, ["--one-size", f"{size}", *flags], f"--sizes {size}") for size in args.sizes)
-    return [row for rows in parts for row in rows]
+    for size in args.sizes:
+        yield from in_new_process(__file__, ["--one-size", f"{size}", *flags], f"--sizes {size}")
 
 
 def measure_one_size(args: argparse.Namespace) -> list[dict]:
@@ -196,7 +196,7 @@ def measure_start(args: argparse.Namespace) -> list[dict]:
     return [{"what": name, "seconds": value} for name, value in seconds.items()]
 
 
-PARTS: dict[str, Callable[[argparse.Namespace], list[dict]]] = {
+PARTS: dict[str, Callable[[argparse.Namespace], Iterable[dict]]] = {
     "coder": lambda args: coder_speed(args.runs, args.clock),
     "transforms": measure_transforms,
     "sizes": measure_sizes,
@@ -227,10 +227,12 @@ def main(argv: Sequence[str]) -> None:
         described = machine(args)
         print(", ".join(f"{key} {value}" for key, value in described.items()))
         for name in args.parts:
-            rows = PARTS[name](args)
+            rows = []
+            for row in PARTS[name](args):  # each is recorded as it comes: large sizes take long
+                rows.append(row)
+                record_part(args.output, name, {**described, "rows": rows})
             cells = [[f"{v:.4g}" if isinstance(v, float) else str(v) for v in row.values()] for row in rows]
             print(f"\n{name}\n{format_table(list(rows[0]), cells)}", flush=True)
-            record_part(args.output, name, {**described, "rows": rows})
 
 
 if __name__ == "__main__":
