@@ -8,17 +8,16 @@ float64 they differ a billion times less. See docs/bitstream.md for the argument
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from itertools import product
 from typing import TYPE_CHECKING
 
-import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
 from models.layers import winograd
 from models.stripes import Border, to_map, to_tokens
+from utils.threads import flat, in_threads
 
 if TYPE_CHECKING:
     from models.base import SliceCompressionModel
@@ -47,7 +46,7 @@ class MatrixConvolution(nn.Conv2d):
 
     3x3 kernels are transformed (models/layers/winograd.py). For others tokens lie row after row, with the zeros of the
     padding between them; what a tap of the kernel reads is then one block of memory, displaced by the tap. Each tap
-    adds one matrix product to the result, and nothing is gathered. (Depthwise: one product of elements.) For odd
+    adds one matrix product to the result, and nothing is gathered. Depthwise ones are loops. For odd
     kernels, stride 1 and zero padding that keeps the size.
     """
 
@@ -89,32 +88,34 @@ class MatrixConvolution(nn.Conv2d):
         if self.tiled:
             kernels = winograd.transform_kernels(self.weight) if kernels is None else kernels
             return winograd.Tiles(x, border).convolve(kernels, self.bias)
+        return self._depthwise(x, border) if self.groups > 1 else self._dense(x, border)
+
+    def _dense(self, x: Tensor, border: Border) -> Tensor:
         side = self.padding[1]
         x = F.pad(x, (0, 0, side, side, *border))
         rows, columns = (n - k + 1 for n, k in zip(x.shape[1:3], self.kernel_size))
-        return self._depthwise(x, rows, columns) if self.groups > 1 else self._dense(x, rows, columns)
-
-    def _dense(self, x: Tensor, rows: int, columns: int) -> Tensor:
         width, tokens = x.shape[2], x.flatten(1, 2)
         count = (rows - 1) * width + columns  # the result has as wide rows, of which the last tokens mean nothing
         out = x.new_zeros(len(x), rows * width, self.out_channels)
         if self.bias is not None:
             out += self.bias
-        for (i, j), tap in zip(self._positions(), self.weight):
+        positions = product(*(range(kernel) for kernel in self.kernel_size))
+        for (i, j), tap in zip(positions, self.weight):
             first = i * width + j
             out[:, :count].baddbmm_(tokens[:, first : first + count], tap.expand(len(x), -1, -1))
         return out.unflatten(1, (rows, width))[:, :, :columns]
 
-    def _depthwise(self, x: Tensor, rows: int, columns: int) -> Tensor:
-        out = x.new_zeros(self.out_channels) if self.bias is None else self.bias
-        for (i, j), tap in zip(self._positions(), self.weight):
-            read = x[:, i : i + rows, j : j + columns]
-            out = torch.addcmul(out, read, tap[0]) if out.dim() == 1 else out.addcmul_(read, tap[0])
-        return out
+    def _depthwise(self, x: Tensor, border: Border) -> Tensor:
+        from models.layers.loops import depthwise  # here, as importing Numba takes as long as much else
 
-    def _positions(self) -> Iterator[tuple[int, int]]:
-        """Row and column of each tap."""
-        return product(*(range(kernel) for kernel in self.kernel_size))
+        batch, height, width, channels = x.shape
+        rows = height + sum(border) - self.kernel_size[0] + 1
+        bias = x.new_zeros(channels) if self.bias is None else self.bias
+        out = x.new_empty(batch, rows, width, channels)
+        size = rows, height, width, channels
+        arrays = flat(x), *size, border[0], self.kernel_size, flat(self.weight), flat(bias), flat(out)
+        in_threads(depthwise, batch * rows, out.numel(), *arrays)
+        return out
 
 
 class MatrixDeconvolution(nn.ConvTranspose2d):

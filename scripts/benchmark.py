@@ -213,7 +213,7 @@ def machine(args: argparse.Namespace) -> dict:
 
 def main(argv: Sequence[str]) -> None:
     args = parse_arguments(argv)
-    if args.one_way != "plain":
+    if args.one_way != "plain" and not args.one_size:  # kept memory would count as a map's
         keep_memory()
     if args.threads:
         torch.set_num_threads(args.threads)

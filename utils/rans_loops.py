@@ -13,23 +13,16 @@ from __future__ import annotations
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.extending import intrinsic
 
+from utils.jit import compiled
 from utils.rans import LOWER_BOUND, PRECISION
 
 BYPASS_BITS, BYPASS_MASK, MAX_GROUPS = 4, 15, 8
 OK, TOO_SHORT, BAD_ESCAPE = 0, 1, 2
 INT32_MIN, INT32_MAX = -(2**31), 2**31 - 1
 ONE, HALF, LOW_HALF = np.uint64(1), np.uint64(16), np.uint64(0xFFFF)  # mixed with plain integers, uint64 becomes float
-
-
-def compiled(function):
-    """Compile on first use and keep the result on disk, or in memory only where no folder can be written to."""
-    try:
-        return njit(cache=True, nogil=True)(function)
-    except RuntimeError:
-        return njit(nogil=True)(function)
 
 
 @compiled

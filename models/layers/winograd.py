@@ -2,7 +2,8 @@
 
 "Fast Algorithms for Convolutional Neural Networks" (Lavin and Gray, CVPR 2016, arXiv:1509.09308), F(4x4, 3x3): tiles of
 6x6 positions and the 3x3 kernels are transformed, multiplied position by position, and what comes out is transformed
-to 4x4 results. All steps are matrix products, which every library computes at full speed in float32 and in float64.
+to 4x4 results. The products are matrix products, which every library computes at full speed in float32 and in float64;
+the transforms are loops of `models/layers/loops.py`.
 
 The points 0, 2/3, -2/3, 3/2, -3/2 and infinity were searched for: in float32 rounding errors are those of a library's
 direct convolution, with the usual 0, 1, -1, 2, -2 they would be three times as large.
@@ -16,13 +17,15 @@ from contextvars import ContextVar
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor, nn
+
+from utils.threads import flat, in_threads
 
 KERNEL, RESULT = 3, 4  # sides of kernel and result
 TILE = RESULT + KERNEL - 1
-POINTS = (0, 2 / 3, -2 / 3, 3 / 2, -3 / 2)  # and infinity
+A, B = 2 / 3, 3 / 2
+POINTS = (0, A, -A, B, -B)  # and infinity
+COMBINATIONS = (A, B, A**2, B**2, A**2 + B**2, A**3, B**3)  # that the transforms of tiles need
 LEAST_CHANNELS = 128 * 128  # in times out, from which on float32 is faster than the library's
 
 _direct: ContextVar[bool] = ContextVar("direct", default=False)
@@ -35,29 +38,34 @@ class Tiles:
     """
 
     def __init__(self, x: Tensor, border: tuple[int, int]) -> None:
+        from models.layers.loops import cut_tiles  # here, as importing Numba takes as long as much else
+
         self.batch, height, self.width, channels = x.shape
         self.rows = height + sum(border) - KERNEL + 1
-        self.down, self.across = -(-self.rows // RESULT), -(-self.width // RESULT)
-        right, below = RESULT * self.across - self.width + 1, RESULT * self.down + KERNEL - 1 - border[0] - height
-        x = F.pad(x, (0, 0, 1, right, border[0], below))
-        cut = rearrange(x.unfold(1, TILE, RESULT).unfold(2, TILE, RESULT), "b y x c i j -> (i j) (b y x c)")
-        self.values = torch.mm(MATRICES[x.dtype][0], cut).unflatten(1, (-1, channels))  # (36, tiles, C)
+        self.down, across = -(-self.rows // RESULT), -(-self.width // RESULT)
+        self.values = x.new_empty(TILE**2, self.batch * self.down * across, channels)
+        size = self.down, height, self.width, channels
+        arrays = flat(x), *size, border[0], CONSTANTS[x.dtype], flat(self.values)
+        in_threads(cut_tiles, self.batch * self.down, self.values.numel(), *arrays)
 
     def convolve(self, kernels: Tensor, bias: Tensor | None = None) -> Tensor:
         """(36, C, out) as `transform_kernels` gives them, bias (out,) -> (B, r + border - 2, W, out)."""
-        out = torch.mm(MATRICES[self.values.dtype][2], torch.bmm(self.values, kernels).flatten(1))
-        sizes = {"i": RESULT, "b": self.batch, "y": self.down, "x": self.across}
-        out = rearrange(out, "(i j) (b y x o) -> b (y i) (x j) o", **sizes)
-        if bias is not None:
-            out += bias
-        return out[:, : self.rows, : self.width]
+        from models.layers.loops import join_tiles
+
+        products, channels = torch.bmm(self.values, kernels), kernels.shape[-1]
+        bias = products.new_zeros(channels) if bias is None else bias
+        out = products.new_empty(self.batch, self.rows, self.width, channels)
+        size = self.down, self.rows, self.width, channels
+        arrays = flat(products), flat(bias), *size, CONSTANTS[out.dtype], flat(out)
+        in_threads(join_tiles, self.batch * self.down, products.numel(), *arrays)
+        return out
 
 
 def transform_kernels(weight: Tensor) -> Tensor:
     """A convolution's weight (out, in, 3, 3), or its taps (9, in, out), -> (36, in, out), if it is not that already."""
     if transformed(weight):
         return weight
-    of_kernel = MATRICES[weight.dtype][1]
+    of_kernel = KERNEL_TRANSFORM[weight.dtype]
     if weight.dim() == 3:
         return torch.mm(of_kernel, weight.flatten(1)).unflatten(1, weight.shape[1:])
     taps = weight.flatten(2).flatten(0, 1).T.contiguous()  # seen through strides, it would take several times as long
@@ -102,7 +110,7 @@ def pays(x: Tensor, *layers: nn.Module) -> bool:
 
     They are on CPUs, without gradients, in float64 and, from some width on, in float32.
     """
-    if _direct.get() or x.device.type != "cpu" or x.dtype not in MATRICES:
+    if _direct.get() or x.device.type != "cpu" or x.dtype not in CONSTANTS:
         return False
     if torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
         return False
@@ -112,24 +120,17 @@ def pays(x: Tensor, *layers: nn.Module) -> bool:
     return x.dtype == torch.float64 or channels >= LEAST_CHANNELS
 
 
-def matrices(dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    """Transforms of a tile (36, 36), of a kernel (36, 9) and to the result (16, 36), for row and column at once.
+def kernel_transform() -> np.ndarray:
+    """(36, 9), for row and column at once: the kernel's polynomial at the points p, over prod_j (p_i - p_j) / 2.
 
-    With points p: the kernel's polynomial at p over prod_j (p_i - p_j); the tile times the coefficients of
-    prod_{j != i} (x - p_j); the result from the powers of p. Infinity takes the highest coefficients. Factors of
-    two between tile and kernel make both equally large.
+    Infinity takes the highest coefficient. The two makes tiles and kernels equally large.
     """
-    points = np.array(POINTS)
-    kernel, tile, result = np.zeros((TILE, KERNEL)), np.zeros((TILE, TILE)), np.zeros((RESULT, TILE))
+    points, kernel = np.array(POINTS), np.zeros((TILE, KERNEL))
     for i, point in enumerate(points):
-        others = np.delete(points, i)
-        kernel[i] = point ** np.arange(KERNEL) / np.prod(point - others)
-        tile[i, :-1] = np.poly(others)[::-1]
-        result[:, i] = point ** np.arange(RESULT)
-    kernel[-1, -1], tile[-1], result[-1, -1] = 1, np.poly(points)[::-1], 1
-    scale = np.exp2(np.round(np.log2(abs(kernel).max(1) / abs(tile).max(1)) / 2))[:, None]
-    both = [np.kron(m, m) for m in (tile * scale, kernel / scale, result)]
-    return tuple(torch.from_numpy(m).to(dtype) for m in both)
+        kernel[i] = point ** np.arange(KERNEL) / np.prod(point - np.delete(points, i))
+    kernel[-1, -1] = 1
+    return 2 * np.kron(kernel, kernel) * 2
 
 
-MATRICES = {dtype: matrices(dtype) for dtype in (torch.float32, torch.float64)}
+KERNEL_TRANSFORM = {dtype: torch.from_numpy(kernel_transform()).to(dtype) for dtype in (torch.float32, torch.float64)}
+CONSTANTS = {dtype: np.array(COMBINATIONS, str(dtype)[6:]) for dtype in KERNEL_TRANSFORM}

@@ -1,0 +1,43 @@
+"""Loops that release the interpreter lock, in several threads."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+LEAST_VALUES = 1 << 19  # of a part: with less the other thread would be late
+
+
+def in_threads(loop: Callable[..., None], count: int, values: int, *arguments: Any) -> None:
+    """loop(*arguments, first, last) over parts of range(count), in as many threads as torch would use, if that pays.
+
+    values: how many numbers it computes in all.
+    """
+    parts = max(1, min(count, torch.get_num_threads(), values // LEAST_VALUES))
+    edges = [count * i // parts for i in range(parts + 1)]
+    others = [_pool().submit(loop, *arguments, *part) for part in zip(edges[1:], edges[2:])]
+    loop(*arguments, *edges[:2])
+    for other in others:
+        other.result()
+
+
+def flat(x: Tensor) -> np.ndarray:
+    """All values of x in a row, for the loops; they share x's memory if it is contiguous."""
+    return x.contiguous().view(-1).numpy()
+
+
+@cache
+def _pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_pool.cache_clear)  # threads do not go with a fork
