@@ -114,7 +114,7 @@ class MatrixConvolution(nn.Conv2d):
         out = x.new_empty(batch, rows, width, channels)
         size = rows, height, width, channels
         arrays = flat(x), *size, border[0], self.kernel_size, flat(self.weight), flat(bias), flat(out)
-        in_threads(depthwise, batch * rows, out.numel(), *arrays)
+        in_threads(depthwise, batch * rows, out.numel() * len(self.weight), *arrays)
         return out
 
 

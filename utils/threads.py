@@ -13,20 +13,28 @@ import torch
 from torch import Tensor
 
 
-LEAST_VALUES = 1 << 19  # of a part: with less the other thread would be late
+LEAST_VALUES = 1 << 17  # of a part, which should take longer than to wake a thread
 
 
 def in_threads(loop: Callable[..., None], count: int, values: int, *arguments: Any) -> None:
     """loop(*arguments, first, last) over parts of range(count), in as many threads as torch would use, if that pays.
 
-    values: how many numbers it computes in all.
+    values: how many numbers it computes in all. The next part goes to the thread that is free first: torch's own
+    threads keep their cores busy for a while after each operation.
     """
-    parts = max(1, min(count, torch.get_num_threads(), values // LEAST_VALUES))
+    parts = max(1, min(count, values // LEAST_VALUES))
     edges = [count * i // parts for i in range(parts + 1)]
-    others = [_pool().submit(loop, *arguments, *part) for part in zip(edges[1:], edges[2:])]
-    loop(*arguments, *edges[:2])
+    waiting = iter(list(zip(edges, edges[1:])))
+
+    def work() -> None:
+        for part in waiting:
+            loop(*arguments, *part)
+
+    others = [_pool().submit(work) for _ in range(min(parts, torch.get_num_threads()) - 1)]
+    work()
     for other in others:
-        other.result()
+        if not other.cancel():  # it has begun
+            other.result()
 
 
 def flat(x: Tensor) -> np.ndarray:
