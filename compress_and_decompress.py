@@ -24,7 +24,7 @@ import torch
 
 from models import MODELS, build_model, default_config, load_model
 from models.base import SliceCompressionModel
-from utils.bitstream import BitstreamError
+from utils.bitstream import BitstreamError, unpack
 from utils.checkpoint import DEFAULT_CHECKPOINT
 from utils.cli import UserError, run_program
 from utils.codec import (
@@ -60,6 +60,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     add("--cuda", action="store_true", help="work on the GPU")
     add("--device", metavar="NAME", help="cpu, cuda or cuda:N (default: cpu)")
     add("--threads", type=int, metavar="N", help="CPU threads (default: torch's choice)")
+    add("--jobs", type=int, default=1, metavar="N", help="portable files: N at once, which share the threads (CPU)")
     add("--recursive", action="store_true", help="also the files in folders below; their structure is kept")
     add("--overwrite", action="store_true", help="replace outputs that exist; otherwise they are kept")
     add("--quality", type=float, metavar="Q", help=f"1..100, for variable-rate models (default: {DEFAULT_QUALITY:g})")
@@ -83,8 +84,33 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
         parser.error("--format official is read in fp32 by its program; leave out --arithmetic fp64")
     if args.threads is not None and args.threads < 1:
         parser.error("--threads must be at least 1")
+    check_jobs(args, parser)
     args.target = requested_target(args, parser)
     return args
+
+
+def check_jobs(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    """Refuse --jobs beside what only one file at a time can have."""
+    if args.jobs < 1:
+        parser.error("--jobs must be at least 1")
+    alone = {
+        "--verify": args.verify,
+        "--max-memory": args.max_memory is not None,
+        "--compile": args.compile,
+        "--cuda": args.cuda,
+        f"--device {args.device}": args.device not in (None, "cpu"),
+        "--arithmetic fp32": args.arithmetic == "fp32",
+        "--format official": args.format == "official",
+    }
+    given = [flag for flag, value in alone.items() if value]
+    if args.jobs > 1 and given:
+        parser.error(f"--jobs {args.jobs}: {given[0]} is for one file at a time; leave one of them out")
+
+
+def share_threads(args: argparse.Namespace, portable: bool = True) -> None:
+    """With --jobs, give this thread's file its share of the threads, or all where sums depend on how many they are."""
+    if args.jobs > 1:
+        torch.set_num_threads(max(1, args.threads // args.jobs) if portable else args.threads)
 
 
 def requested_target(args: argparse.Namespace, parser: argparse.ArgumentParser) -> Target | None:
@@ -135,6 +161,7 @@ def plan(args: argparse.Namespace) -> list[Job]:
 
 def compress(job: Job, content: tuple, model: SliceCompressionModel, args: argparse.Namespace, said: set) -> Coded:
     """One image, as `read_image` gives it, to the bytes of its file."""
+    share_threads(args)
     pixels, notes = content
     say_once(job, notes, said)
     tries = args.target and args.target.kind == "psnr"
@@ -173,6 +200,7 @@ def write_bytes(job: Job, coded: Coded) -> Outcome:
 
 def decompress(job: Job, data: bytes, model: SliceCompressionModel, args: argparse.Namespace, said: set) -> Coded:
     """One file to its pixels."""
+    share_threads(args, unpack(data).portable)
     written = foreign_environment(data, args.device.type)
     if written:
         say_once(job, [f"written by {written}; decoding it elsewhere may fail"], said)
@@ -205,6 +233,7 @@ def main(argv: Sequence[str]) -> int:
         keep_memory()
     if args.threads:
         torch.set_num_threads(args.threads)
+    args.threads = torch.get_num_threads()
     jobs = plan(args)
     require_writable(args.save_path / "x", "--save_path")
     device = choose_device(args.device, args.cuda)
@@ -222,7 +251,7 @@ def main(argv: Sequence[str]) -> int:
         stages = Stages(lambda job: read_image(job.source), partial(compress, **known), write)
     else:
         stages = Stages(lambda job: job.source.read_bytes(), partial(decompress, **known), write_image)
-    outcomes = gather(run_jobs(jobs, stages, args.overwrite, args.mode))
+    outcomes = gather(run_jobs(jobs, stages, args.overwrite, args.mode, args.jobs))
     if outcomes is None:
         return 0
     summary = summarise(outcomes)

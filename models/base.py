@@ -22,6 +22,7 @@ import copy
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from threading import RLock
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
 
 STRIDE_Y, STRIDE_Z = 16, 64  # pixels a latent position covers, in y and in z
 ARITHMETICS = ("fp64", "fp32", "published")
+_deriving = RLock()
 
 
 class EntropyParameters(nn.Sequential):
@@ -403,7 +405,9 @@ class SliceCompressionModel(nn.Module, ABC):
 
     def _derive(self, key: str, compute):
         if key not in self._derived:
-            self._derived[key] = compute()
+            with _deriving:  # of threads that work with one model, one computes and the others wait
+                if key not in self._derived:
+                    self._derived[key] = compute()
         return self._derived[key]
 
     def train(self, mode: bool = True):

@@ -46,7 +46,8 @@ from utils.jobs import Job, Outcome, Stages, run_jobs  # noqa: E402
 from utils.measuring import CLOCKS, image, in_new_process, in_turn, peak, processor, record_part, reset_peak  # noqa: E402
 from utils.tables import format_table  # noqa: E402
 
-THIN = 1 << 20  # bytes of a stripe where memory is short
+STRIPES = {"whole": None, "thin": 1 << 20, "usual": DEFAULT_STRIPE}  # bytes; thin is for short memory
+WHOLE_UP_TO = 2  # megapixels: whole maps take 3 kB a pixel
 WAYS = ("plain", "plain, memory kept", "fp32", "bf16", "fp64")
 
 
@@ -130,20 +131,20 @@ def measure_sizes(args: argparse.Namespace) -> Iterator[dict]:
 
 
 def measure_one_size(args: argparse.Namespace) -> list[dict]:
-    """Seconds and peak bytes a pixel above what was held before, in thin and in default stripes."""
+    """Seconds and peak bytes a pixel above what was held before, for whole maps and in thin and in the usual stripes."""
     model, clock, rows = fresh_model(args), CLOCKS[args.clock], []
     decompress_image(model, compress_image(model, image(0.1)))  # tables, float64 copy, compiled loops
     x = image(args.one_size)
     pixels = x.shape[-2] * x.shape[-1]
-    for stripe in (THIN, DEFAULT_STRIPE):
+    for stripe in STRIPES if args.one_size <= WHOLE_UP_TO else ("usual",):
         reset_peak()
         before, start = held(x.device), clock()
-        with stripes_of(stripe):
+        with stripes_of(STRIPES[stripe]):
             data = compress_image(model, x)
             middle, encoding = clock(), peak() - before
             reset_peak()
             decompress_image(model, data)
-        row = {"megapixels": pixels / 1e6, "stripe_kib": stripe >> 10, "encode_s": middle - start}
+        row = {"megapixels": pixels / 1e6, "stripes": stripe, "encode_s": middle - start}
         row |= {"decode_s": clock() - middle, "encode_bytes_a_pixel": encoding / pixels}
         rows.append(row | {"decode_bytes_a_pixel": (peak() - before) / pixels, "held_mib": before / 2**20})
     return rows

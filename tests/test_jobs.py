@@ -21,7 +21,8 @@ def write(job: Job, result: str) -> Outcome:
     return Outcome(job.name, "done", 1, len(result), 1.0)
 
 
-def test_outcomes_in_order_with_failures_at_every_stage(tmp_path, capsys):
+@pytest.mark.parametrize("at_once", [1, 3])
+def test_outcomes_in_order_with_failures_at_every_stage(tmp_path, capsys, at_once):
     jobs = make(tmp_path, "abcdef")
     jobs[4].target.write_text("mine")
 
@@ -40,7 +41,7 @@ def test_outcomes_in_order_with_failures_at_every_stage(tmp_path, capsys):
             raise OSError("disk full")
         return write(job, result)
 
-    outcomes = run_jobs(jobs, Stages(read, work, write_some), False, "test")
+    outcomes = run_jobs(jobs, Stages(read, work, write_some), False, "test", at_once)
     assert [o.file for o in outcomes] == list("abcdef")
     assert [o.status for o in outcomes] == ["done", "failed", "failed", "failed", "kept", "done"]
     assert [(tmp_path / f"{n}.out").read_text() for n in "aef"] == ["A", "mine", "F"]
@@ -91,10 +92,27 @@ def test_what_is_read_and_not_written_is_bounded(tmp_path):
     assert max(most) <= 3
 
 
-def test_an_interrupt_ends_it(tmp_path):
+def test_files_at_once(tmp_path):
+    """Two files are worked on at a time, never three."""
+    meeting, busy, most = threading.Barrier(2, timeout=10), [], []
+
+    def work(job: Job, text: str) -> str:
+        busy.append(job.name)
+        most.append(len(busy))
+        meeting.wait()
+        busy.remove(job.name)
+        return text
+
+    outcomes = run_jobs(make(tmp_path, "abcdef"), Stages(lambda job: "", work, write), False, "test", at_once=2)
+    assert [o.status for o in outcomes] == ["done"] * 6
+    assert max(most) == 2
+
+
+@pytest.mark.parametrize("at_once", [1, 2])
+def test_an_interrupt_ends_it(tmp_path, at_once):
     def work(job: Job, text: str) -> str:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run_jobs(make(tmp_path, "abc"), Stages(lambda job: "", work, write), False, "test")
+        run_jobs(make(tmp_path, "abc"), Stages(lambda job: "", work, write), False, "test", at_once)
     assert not list(tmp_path.glob("*.out"))

@@ -75,23 +75,51 @@ class Stages:
     write: Callable[[Job, Any], Outcome]
 
 
-def run_jobs(jobs: Sequence[Job], stages: Stages, overwrite: bool, label: str) -> list[Outcome]:
+def run_jobs(jobs: Sequence[Job], stages: Stages, overwrite: bool, label: str, at_once: int = 1) -> list[Outcome]:
     """Run this process's share of the jobs; a job that fails is reported on stderr and does not stop the others.
 
-    The next file is read and the last one written, each in a thread, while this thread works.
+    The next file is read and the last one written, each in a thread, while this thread works; or so many files are done
+    `at_once`, a thread each.
     """
     rank, processes = process_share()
     share = jobs[rank::processes]
-    bar = tqdm(total=len(share), desc=label, unit="file", disable=None if len(jobs) > 1 and rank == 0 else True)
-    outcomes: list[Outcome | Future[Outcome]] = []
+    with tqdm(total=len(share), desc=label, unit="file", disable=None if len(jobs) > 1 and rank == 0 else True) as bar:
+        ways = side_by_side(share, stages, overwrite, at_once) if at_once > 1 else in_line(share, stages, overwrite)
+        outcomes = []
+        for outcome in ways:
+            outcomes.append(outcome)
+            bar.update()
+        return outcomes
+
+
+def side_by_side(jobs: Sequence[Job], stages: Stages, overwrite: bool, at_once: int) -> Iterator[Outcome]:
+    """What came of each job, in order; each is done by one thread from reading to writing."""
+
+    def whole(job: Job) -> Outcome:
+        if job.target.exists() and not overwrite:
+            return kept(job)
+        return guarded(job, lambda: stages.write(job, stages.work(job, stages.read(job))))
+
+    with ThreadPoolExecutor(at_once) as workers:
+        try:
+            yield from workers.map(whole, jobs)
+        except BaseException:
+            workers.shutdown(cancel_futures=True)
+            raise
+
+
+def in_line(jobs: Sequence[Job], stages: Stages, overwrite: bool) -> Iterator[Outcome]:
+    """What came of each job, in order; this thread works on one after the other, two others read and write."""
+    last: Outcome | Future[Outcome] | None = None
     with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
         try:
-            for job, content in read_ahead(share, stages.read, reader, overwrite):
-                outcomes.append(run_job(job, content, stages, writer))
-                bar.update()
-                if len(outcomes) > 1:
-                    outcomes[-2] = finished(outcomes[-2])  # at most one result waits to be written
-            return [finished(outcome) for outcome in outcomes]
+            for job, content in read_ahead(jobs, stages.read, reader, overwrite):
+                current = run_job(job, content, stages, writer)
+                if last is not None:
+                    yield finished(last)  # at most one result waits to be written
+                last = current
+            if last is not None:
+                yield finished(last)
         except BaseException:
             reader.shutdown(cancel_futures=True)
             writer.shutdown(cancel_futures=True)
@@ -104,8 +132,8 @@ def read_ahead(
     """Each job with its content, which the reader began to read one job before; None where the output is kept."""
     waiting: tuple[Job, Future | None] | None = None
     for job in jobs:
-        kept = job.target.exists() and not overwrite
-        following = job, None if kept else reader.submit(read, job)
+        there = job.target.exists() and not overwrite
+        following = job, None if there else reader.submit(read, job)
         if waiting:
             yield waiting
         waiting = following
@@ -116,9 +144,14 @@ def read_ahead(
 def run_job(job: Job, content: Future | None, stages: Stages, writer: ThreadPoolExecutor) -> Outcome | Future[Outcome]:
     """One job, up to its result, which the writer gets."""
     if content is None:
-        return Outcome(job.name, "kept", message=f"{job.target} exists; --overwrite replaces it")
+        return kept(job)
     result = guarded(job, lambda: stages.work(job, content.result()))
     return result if isinstance(result, Outcome) else writer.submit(guarded, job, lambda: stages.write(job, result))
+
+
+def kept(job: Job) -> Outcome:
+    """What came of a job whose output was there."""
+    return Outcome(job.name, "kept", message=f"{job.target} exists; --overwrite replaces it")
 
 
 def finished(outcome: Outcome | Future[Outcome]) -> Outcome:

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-
 LEAST_VALUES = 1 << 17  # of a part, which should take longer than to wake a thread
 
 
