@@ -7,7 +7,7 @@ Weights are freshly drawn (speed does not depend on them) and images synthetic. 
     coder       the entropy coder against CompressAI's, on as many symbols as a 768x512 image has
     transforms  plain formulas (tests/plain.py), float32, bfloat16 transforms, and portable files (a float64 path)
     sizes       seconds and memory of portable files over megapixels, a process each; both should be linear
-    folder      images a second, one at a time against reading and writing beside the work
+    folder      images a second, one at a time against reading and writing beside the work, and --jobs
     start       seconds to import torch, the program, and to load a model
 
 Medians. `--clock cpu` counts this process's processor seconds, which a machine with other work on it hardly changes;
@@ -24,8 +24,10 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -131,7 +133,7 @@ def measure_sizes(args: argparse.Namespace) -> Iterator[dict]:
 
 
 def measure_one_size(args: argparse.Namespace) -> list[dict]:
-    """Seconds and peak bytes a pixel above what was held before, for whole maps and in thin and in the usual stripes."""
+    """Seconds and peak bytes a pixel above what was held before; whole maps, thin stripes and usual ones."""
     model, clock, rows = fresh_model(args), CLOCKS[args.clock], []
     decompress_image(model, compress_image(model, image(0.1)))  # tables, float64 copy, compiled loops
     x = image(args.one_size)
@@ -151,7 +153,10 @@ def measure_one_size(args: argparse.Namespace) -> list[dict]:
 
 
 def measure_folder(args: argparse.Namespace) -> list[dict]:
-    """Decompressing and compressing a folder with the shipped model, reading and writing beside it and without."""
+    """Compressing and decompressing a folder with the shipped model.
+
+    One after the other; reading and writing beside it; as many files at once as there are threads.
+    """
     model, rows = load_model(DEFAULT_CHECKPOINT), []
     code = partial(compress_image, model, quality=DEFAULT_QUALITY)
     with tempfile.TemporaryDirectory() as folder:
@@ -173,6 +178,8 @@ def measure_folder(args: argparse.Namespace) -> list[dict]:
         for what, jobs, stages in (("compress", to_bins, compress), ("decompress", to_images, decompress)):
             ways = {"one_at_a_time": partial(one_at_a_time, jobs, stages)}
             ways["overlapping"] = partial(run_jobs, jobs, stages, True, what)
+            alone = replace(stages, work=partial(with_one_thread, stages.work))
+            ways["side_by_side"] = partial(run_jobs, jobs, alone, True, what, torch.get_num_threads())
             seconds = in_turn(ways, args.runs, "wall")
             rows.append({"what": what, **{f"{way}_per_s": args.images / value for way, value in seconds.items()}})
     return rows
@@ -181,6 +188,11 @@ def measure_folder(args: argparse.Namespace) -> list[dict]:
 def one_at_a_time(jobs: list[Job], stages: Stages) -> None:
     for job in jobs:
         stages.write(job, stages.work(job, stages.read(job)))
+
+
+def with_one_thread(work: Callable, job: Job, content: Any) -> Any:
+    torch.set_num_threads(1)  # of this thread's own
+    return work(job, content)
 
 
 def measure_start(args: argparse.Namespace) -> list[dict]:

@@ -17,6 +17,7 @@ from PIL import Image
 from compress_and_decompress import main
 from tests.toys import toy_image, toy_model
 from utils.cli import UserError
+from utils.codec import decompress_image
 from utils.images import read_image, to_uint8
 
 ROOT = Path(__file__).parent.parent
@@ -58,6 +59,34 @@ def test_there_and_back(photos, tmp_path, checkpoint, capsys):
     for name, source in (("a.png.png", "a.png"), ("b.png", "b.webp"), ("sub/c.png", "sub/c.tiff")):
         decoded = Image.open(tmp_path / "out" / name)
         assert decoded.mode == "RGB" and decoded.size == Image.open(photos / source).size
+
+
+@pytest.fixture
+def threads():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def test_files_at_once_are_those_of_one_after_the_other(photos, tmp_path, checkpoint, monkeypatch, threads):
+    """Also where a file of another arithmetic needs all threads; failures are counted as ever."""
+    (photos / "broken.png").write_bytes(b"no image")
+    for folder, jobs in (("one", "1"), ("many", "3")):
+        assert run("compress", photos, tmp_path / folder, checkpoint, "--jobs", jobs, "--threads", "1") == 2
+    names = sorted(path.name for path in (tmp_path / "one").iterdir())
+    assert names == ["a.JPG.bin", "a.png.bin", "b.bin"] == sorted(path.name for path in (tmp_path / "many").iterdir())
+    assert all((tmp_path / "one" / n).read_bytes() == (tmp_path / "many" / n).read_bytes() for n in names)
+    (photos / "broken.png").unlink()
+    run("compress", photos, tmp_path / "many", checkpoint, "--arithmetic", "fp32", "--overwrite", "--threads", "2")
+    used = {}
+    monkeypatch.setattr(
+        "compress_and_decompress.decompress_image",
+        lambda model, data: used.update({data: torch.get_num_threads()}) or decompress_image(model, data),
+    )
+    for folder, expected in (("one", 1), ("many", 2)):
+        flags = ("--jobs", "2", "--threads", "2")
+        assert run("decompress", tmp_path / folder, tmp_path / f"{folder} out", checkpoint, *flags) == 0
+        assert [used[(tmp_path / folder / name).read_bytes()] for name in names] == [expected] * 3
 
 
 def test_existing_outputs_are_kept_unless_told_otherwise(photos, tmp_path, checkpoint, capsys):
@@ -174,6 +203,23 @@ def test_bad_flags_are_named(photos, tmp_path, checkpoint, flags, message):
         flags, message = ("--device", "cuda:99"), "cuda:99"
     with pytest.raises(UserError, match=message):
         run("compress", photos, tmp_path / "bins", checkpoint, *flags)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--jobs", "0"), "--jobs must be at least 1"),
+        (("--jobs", "2", "--verify"), "--jobs 2: --verify"),
+        (("--jobs", "2", "--max-memory", "8G"), "--jobs 2: --max-memory"),
+        (("--jobs", "2", "--device", "cuda:0"), "--jobs 2: --device cuda:0"),
+        (("--jobs", "2", "--arithmetic", "fp32"), "--jobs 2: --arithmetic fp32"),
+        (("--jobs", "2", "--format", "official"), "--jobs 2: --format official"),
+    ],
+)
+def test_flags_that_exclude_each_other(photos, tmp_path, checkpoint, flags, message, capsys):
+    with pytest.raises(SystemExit) as left:
+        run("compress", photos, tmp_path / "bins", checkpoint, *flags)
+    assert left.value.code == 2 and message in capsys.readouterr().err
 
 
 @pytest.mark.slow
