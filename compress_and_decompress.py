@@ -48,6 +48,7 @@ Coded = tuple[Any, Outcome]  # what is written to a file, and what is said about
 def share_threads(args: argparse.Namespace, portable: bool = True) -> None:
     """With --jobs, give this thread's file its share of the threads, or all where sums depend on how many they are."""
     if args.jobs > 1:
+        torch.get_num_threads()  # a thread's first use of torch takes the number that any thread set last
         torch.set_num_threads(max(1, args.threads // args.jobs) if portable else args.threads)
 
 

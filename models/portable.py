@@ -42,7 +42,7 @@ def portable_copy(model: SliceCompressionModel) -> SliceCompressionModel:
 
 
 class MatrixConvolution(nn.Conv2d):
-    """A convolution as matrix products: CPU libraries have no fast one in float64.
+    """A convolution as matrix products or loops: CPU libraries have no fast one in float64. It has no gradients.
 
     3x3 kernels are transformed (models/layers/winograd.py). For others tokens lie row after row, with the zeros of the
     padding between them; what a tap of the kernel reads is then one block of memory, displaced by the tap. Each tap
@@ -66,7 +66,7 @@ class MatrixConvolution(nn.Conv2d):
             return False
         if (layer.stride, layer.dilation, layer.padding_mode) != ((1, 1), (1, 1), "zeros"):
             return False
-        same_size = layer.padding == tuple(k // 2 for k in layer.kernel_size)
+        same_size = layer.padding == tuple(k // 2 for k in layer.kernel_size) and all(k % 2 for k in layer.kernel_size)
         return same_size and (layer.groups == 1 or layer.groups == layer.in_channels == layer.out_channels)
 
     @property

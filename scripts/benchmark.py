@@ -133,7 +133,10 @@ def measure_sizes(args: argparse.Namespace) -> Iterator[dict]:
 
 
 def measure_one_size(args: argparse.Namespace) -> list[dict]:
-    """Seconds and peak bytes a pixel above what was held before; whole maps, thin stripes and usual ones."""
+    """Seconds and peak bytes a pixel above what was held before; whole maps, thin stripes and usual ones.
+
+    As under --max-memory, freed memory is not kept for the next map.
+    """
     model, clock, rows = fresh_model(args), CLOCKS[args.clock], []
     decompress_image(model, compress_image(model, image(0.1)))  # tables, float64 copy, compiled loops
     x = image(args.one_size)
@@ -191,7 +194,7 @@ def one_at_a_time(jobs: list[Job], stages: Stages) -> None:
 
 
 def with_one_thread(work: Callable, job: Job, content: Any) -> Any:
-    torch.set_num_threads(1)  # of this thread's own
+    torch.set_num_threads(1)
     return work(job, content)
 
 

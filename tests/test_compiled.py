@@ -12,6 +12,8 @@ import pytest
 import torch
 
 from compress_and_decompress import decompress
+from models import stripes
+from models.layers import winograd
 from tests.toys import toy_image, toy_model
 from utils import compiled
 from utils.bitstream import ModelMismatch
@@ -107,7 +109,7 @@ def test_nothing_is_compiled_for_a_file_of_another_model(tmp_path, exported, mon
     """A file may say any size."""
     model = compiling("dcae", tmp_path)
     data = compress_image(toy_model("dcae", salt="other"), toy_image(128, 128))
-    args = argparse.Namespace(compile=True, device=torch.device("cpu"))
+    args = argparse.Namespace(compile=True, jobs=1, device=torch.device("cpu"))
     with torch.inference_mode(), pytest.raises(ModelMismatch):
         decompress(Job("x", tmp_path / "x", tmp_path / "y"), data, model, args, set())
     assert not exported
@@ -122,6 +124,24 @@ def test_what_cannot_be_compiled(tmp_path, monkeypatch):
     with torch.inference_mode(), pytest.raises(UserError, match=r"--compile: analysis.*\(no C\+\+ compiler\)"):
         compile_ahead(model, 128, 128, "analysis")
     assert not list(tmp_path.iterdir())
+
+
+def test_wide_layers_are_exported(monkeypatch, tmp_path):
+    """Their loops are for eager models; what is exported computes the same."""
+
+    def package(exported, package_path, inductor_configs):
+        Path(package_path).touch()
+        modules.append(exported.module())
+
+    modules: list[torch.nn.Module] = []
+    monkeypatch.setattr(torch._inductor, "aoti_compile_and_package", package)
+    monkeypatch.setattr(torch._inductor, "aoti_load_package", lambda path: modules[-1])
+    model, x = compiling("dcae", tmp_path), torch.rand(1, 128, 9, 13)
+    wide = torch.nn.Conv2d(128, 128, 3, padding=1)
+    model.analysis = lambda x: stripes.convolution(wide, x)
+    with torch.inference_mode():
+        assert winograd.pays(x, wide)
+        assert torch.allclose(model.transform("analysis", x), model.analysis(x), atol=1e-5)
 
 
 @pytest.mark.slow

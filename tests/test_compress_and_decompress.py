@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -14,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
-from compress_and_decompress import main
+from compress_and_decompress import main, share_threads
 from tests.toys import toy_image, toy_model
 from utils.cli import UserError
 from utils.codec import decompress_image
@@ -87,6 +89,32 @@ def test_files_at_once_are_those_of_one_after_the_other(photos, tmp_path, checkp
         flags = ("--jobs", "2", "--threads", "2")
         assert run("decompress", tmp_path / folder, tmp_path / f"{folder} out", checkpoint, *flags) == 0
         assert [used[(tmp_path / folder / name).read_bytes()] for name in names] == [expected] * 3
+
+
+def test_a_files_threads_are_its_own(threads):
+    """Another file's share does not become this thread's, whichever is set last."""
+    set_here, set_there, used = threading.Event(), threading.Event(), []
+    args = argparse.Namespace(jobs=2, threads=2)
+    torch.set_num_threads(2)
+
+    def all_threads() -> None:
+        share_threads(args, portable=False)
+        set_here.set()
+        set_there.wait(10)
+        torch.ones(1 << 20).sum()
+        used.append(torch.get_num_threads())
+
+    def a_share() -> None:
+        set_here.wait(10)
+        share_threads(args)
+        set_there.set()
+
+    workers = [threading.Thread(target=work) for work in (all_threads, a_share)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert used == [2]
 
 
 def test_existing_outputs_are_kept_unless_told_otherwise(photos, tmp_path, checkpoint, capsys):

@@ -14,7 +14,18 @@ from models.base import pad_to_multiple
 from models.layers import winograd
 from models.layers.checkerboard import CheckerboardConvolution
 from models.portable import MatrixConvolution
-from models.stripes import by_rows, convolution, convolutions, cut, deconvolution, of_last_channels, own, stripes_of
+from models.stripes import (
+    by_rows,
+    convolution,
+    convolutions,
+    cut,
+    deconvolution,
+    of_last_channels,
+    own,
+    stripes_of,
+    to_map,
+    to_tokens,
+)
 from tests.plain import plain
 from tests.toys import TOYS, toy_image, toy_model
 from utils import inference
@@ -30,8 +41,45 @@ from utils.inference import (
     stripe_within,
 )
 from utils.optimization import Average
+from utils.threads import in_threads
 
 THIN = 3000  # bytes: a row or a few
+
+
+@pytest.fixture
+def two_threads(monkeypatch):
+    """Loops are cut into as many parts as there are rows, for two threads."""
+    monkeypatch.setattr("utils.threads.LEAST_VALUES", 1)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 9), (4, 4), (7, 5), (9, 2)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_loops_are_convolutions(size, dtype, two_threads):
+    """At any size, of images in a batch, and of more channels than a block."""
+    x, tolerance = torch.randn(2, 70, *size, dtype=dtype), 1e-3 if dtype == torch.float32 else 1e-11
+    layer = torch.nn.Conv2d(70, 5, 3, padding=1, dtype=dtype)
+    with torch.inference_mode():
+        tiles = winograd.Tiles(to_tokens(x), (1, 1))
+        result = tiles.convolve(winograd.transform_kernels(layer.weight), layer.bias)
+        assert torch.allclose(to_map(result), layer(x), atol=tolerance)
+        if dtype == torch.float64:
+            for kernel in (3, (5, 1)):
+                padding = kernel // 2 if isinstance(kernel, int) else tuple(k // 2 for k in kernel)
+                depthwise = torch.nn.Conv2d(70, 70, kernel, padding=padding, groups=70, dtype=dtype)
+                assert torch.allclose(MatrixConvolution.of(depthwise)(x), depthwise(x), atol=tolerance)
+
+
+def test_an_error_in_a_thread_is_raised(two_threads):
+    def loop(first: int, last: int) -> None:
+        if last == 8:
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        in_threads(loop, 8, 8)
 
 
 @pytest.mark.parametrize("kernel,stride", [(1, 1), (3, 1), (5, 2), (3, 2), (7, 1)])
@@ -72,6 +120,8 @@ def test_workspace_is_that_of_the_largest_transformed_kernels():
     layers = torch.nn.Sequential(torch.nn.Conv2d(6, 4, 3, padding=1), torch.nn.Conv2d(50, 50, 1)).double()
     assert winograd.workspace(layers) == 4 * winograd.transform_kernels(layers[0].weight).nbytes
     dilated = torch.nn.Conv2d(6, 4, 3, padding=1, dilation=2)
+    even = torch.nn.Conv2d(6, 6, 2, padding=1, groups=6)
+    assert not MatrixConvolution.can_replace(even)
     assert winograd.workspace(dilated) == 0 and not MatrixConvolution.can_replace(dilated)
 
 

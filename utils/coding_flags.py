@@ -65,7 +65,7 @@ def check_jobs(args: argparse.Namespace, parser: argparse.ArgumentParser) -> Non
         "--max-memory": args.max_memory is not None,
         "--compile": args.compile,
         "--cuda": args.cuda,
-        f"--device {args.device}": args.device not in (None, "cpu"),
+        f"--device {args.device}": not (args.device or "cpu").startswith("cpu"),
         "--arithmetic fp32": args.arithmetic == "fp32",
         "--format official": args.format == "official",
     }

@@ -25,7 +25,7 @@ def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
     try:
         with os.fdopen(handle, "wb") as file:
             yield file
-        os.chmod(temporary, 0o666 & ~_umask())
+        os.chmod(temporary, 0o666 & ~UMASK)
         os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
@@ -44,7 +44,10 @@ def require_writable(path: str | Path, flag: str) -> None:
         raise UserError(f"{flag}: cannot write to {path.parent} ({error.strerror}); choose another place") from error
 
 
-def _umask() -> int:
+def _read_umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+UMASK = _read_umask()  # once: while it is read it is 0 for all threads

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 import torch
@@ -89,17 +90,21 @@ def read_image(path: str | Path) -> tuple[np.ndarray, list[str]]:
         raise UserError(f"{path}: cannot be read as an image: {' '.join(reason.split())}") from error
 
 
+_one_at_a_time = Lock()  # limit and warnings are the whole process's
+
+
 @contextmanager
 def _unguarded_pillow() -> Iterator[None]:
     """Lift Pillow's limit on sizes, which warns long before it refuses, and silence its warnings about metadata."""
     Image.init()  # registers the formats that Pillow would look up only if no list of them was given
-    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        Image.MAX_IMAGE_PIXELS = limit
+    with _one_at_a_time:
+        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
 
 
 def _decode(image: Image.Image, notes: list[str]) -> Image.Image:

@@ -20,11 +20,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from models.layers.winograd import workspace
+from models.layers.winograd import warm_up, workspace
 from models.stripes import DEFAULT_STRIPE, stripes_of
 from utils.cli import UserError
 
-TEMPORARIES = 24  # bytes for each byte of a stripe's input; measured: 10 to 20
+TEMPORARIES = 60  # bytes for each byte of a stripe's input; measured: 10 to 56
 LEAST_STRIPE = 128 << 10  # with smaller ones most rows are some stripe's border
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4  # of <malloc.h>
@@ -78,7 +78,9 @@ def bounded(model: nn.Module, height: int, width: int, arithmetic: str = "fp32")
         yield
         return
     path, device = model.entropy_path(arithmetic), next(model.parameters()).device
-    model.narrow()  # as this path, it is held from now on
+    model.narrow()  # as this path and the loops, it is held from now on
+    if device.type == "cpu":
+        warm_up()
     held_before = held(device) + (workspace(path) if device.type == "cpu" else 0)
     multiple = model.size_multiple
     pixels = -(-height // multiple) * -(-width // multiple) * multiple**2

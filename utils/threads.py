@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import cache
 from typing import Any
 
@@ -29,7 +30,10 @@ def in_threads(loop: Callable[..., None], count: int, values: int, *arguments: A
         for part in waiting:
             loop(*arguments, *part)
 
-    others = [_pool().submit(work) for _ in range(min(parts, torch.get_num_threads()) - 1)]
+    others = []
+    with suppress(RuntimeError):  # at the interpreter's exit no thread starts any more
+        for _ in range(min(parts, torch.get_num_threads()) - 1):
+            others.append(_pool().submit(work))
     work()
     for other in others:
         if not other.cancel():  # it has begun
@@ -37,13 +41,16 @@ def in_threads(loop: Callable[..., None], count: int, values: int, *arguments: A
 
 
 def flat(x: Tensor) -> np.ndarray:
-    """All values of x in a row, for the loops; they share x's memory if it is contiguous."""
+    """All values of x in a row, for the loops; they share x's memory if it is contiguous.
+
+    Raises RuntimeError where gradients of x are recorded: the loops have none.
+    """
     return x.contiguous().view(-1).numpy()
 
 
 @cache
 def _pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor()
+    return ThreadPoolExecutor(os.cpu_count())
 
 
 if hasattr(os, "register_at_fork"):

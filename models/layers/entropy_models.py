@@ -85,7 +85,7 @@ class EntropyModel(nn.Module):
     def tables(self) -> Tables:
         """The entropy coder's tables, converted once. Raises ValueError before `update()`."""
         if self._tables is None:
-            from utils.rans import Tables  # Numba, which training does not need
+            from utils.rans import Tables  # Numba, which training seldom needs
 
             if not self._offset.numel():
                 raise ValueError("the entropy tables are empty: call update() first")

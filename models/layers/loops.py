@@ -1,8 +1,9 @@
-"""The loops of `models/layers/winograd.py`, compiled by Numba when they are first used.
+"""Loops of convolutions on CPUs, compiled by Numba when they are first used.
 
-As products with 36x36 matrices the transforms of tiles would take as long as the convolution's own products. Here each
-is done along columns, then along rows, with sums that points of opposite sign share, on a block of channels that stays
-in the first cache. Arguments are trusted; floating-point arguments are all of one type.
+`cut_tiles` and `join_tiles` are for `models/layers/winograd.py`, `depthwise` for `models/portable.py`. As products with
+36x36 matrices the transforms of tiles would take as long as the convolution's own products. Here each is done along
+columns, then along rows, with sums that points of opposite sign share, on a block of channels that stays in the first
+cache. Arguments are trusted; floating-point arguments are all of one type.
 """
 
 from __future__ import annotations

@@ -61,6 +61,12 @@ class Tiles:
         return out
 
 
+def warm_up() -> None:
+    """Load the loops, so that what they take is held from now on."""
+    for dtype in CONSTANTS:
+        Tiles(torch.zeros(1, 1, 1, 1, dtype=dtype), (1, 1)).convolve(torch.zeros(TILE**2, 1, 1, dtype=dtype))
+
+
 def transform_kernels(weight: Tensor) -> Tensor:
     """A convolution's weight (out, in, 3, 3), or its taps (9, in, out), -> (36, in, out), if it is not that already."""
     if transformed(weight):
@@ -110,7 +116,9 @@ def pays(x: Tensor, *layers: nn.Module) -> bool:
 
     They are on CPUs, without gradients, in float64 and, from some width on, in float32.
     """
-    if _direct.get() or x.device.type != "cpu" or x.dtype not in CONSTANTS:
+    if _direct.get() or torch.compiler.is_compiling():  # compilers and exporters cannot look into the loops
+        return False
+    if x.device.type != "cpu" or x.dtype not in CONSTANTS:
         return False
     if torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
         return False
