@@ -1,11 +1,13 @@
 """Time and memory of coding, each way of computing against its plain formulation in turn.
 
-    python scripts/benchmark.py [--parts coder transforms sizes folder start] [--sizes 0.4 1.6 6 25] [--runs 3]
+    python scripts/benchmark.py [--parts coder transforms shipped sizes folder start] [--sizes 0.4 1.6 6 25] [--runs 3]
 
-Weights are freshly drawn (speed does not depend on them) and images synthetic. Prints tables and writes them as JSON.
+Weights are freshly drawn (speed does not depend on them), those of the shipped model apart; images are synthetic.
+Prints tables and writes them as JSON.
 
     coder       the entropy coder against CompressAI's, on as many symbols as a 768x512 image has
     transforms  plain formulas (tests/plain.py), float32, bfloat16 transforms, and portable files (a float64 path)
+    shipped     the same for the model in assets
     sizes       seconds and memory of portable files over megapixels, a process each; both should be linear
     folder      images a second, one at a time against reading and writing beside the work, and --jobs
     start       seconds to import torch, the program, and to load a model
@@ -64,12 +66,15 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     add("--threads", type=int, default=0, help="default: torch's choice")
     add("--clock", choices=CLOCKS, default="wall")
     add("--output", type=Path, default=ROOT / "results" / "benchmark.json")
+    add("--checkpoint", type=Path, help="instead of --model")
     add("--one-size", type=float, help=argparse.SUPPRESS)
     add("--one-way", choices=WAYS, help=argparse.SUPPRESS)
     return parser.parse_args(argv)
 
 
-def fresh_model(args: argparse.Namespace):
+def get_model(args: argparse.Namespace):
+    if args.checkpoint:
+        return load_model(args.checkpoint)
     torch.manual_seed(0)
     model = build_model(args.model).eval().requires_grad_(False)
     model.update()
@@ -81,16 +86,7 @@ def measure_transforms(args: argparse.Namespace) -> list[dict]:
 
     The plain formulas run as torch runs them, and once more with the memory kept that our programs keep.
     """
-    flags = [
-        "--model",
-        args.model,
-        "--clock",
-        args.clock,
-        "--threads",
-        str(args.threads),
-        "--sizes",
-        f"{args.sizes[0]}",
-    ]
+    flags = [*shared_flags(args), "--sizes", f"{args.sizes[0]}"]
     measured = [
         {way: in_new_process(__file__, ["--one-way", way, *flags], f"transforms, {way}") for way in WAYS}
         for _ in range(args.runs)
@@ -103,18 +99,31 @@ def measure_transforms(args: argparse.Namespace) -> list[dict]:
     return rows
 
 
+def measure_shipped(args: argparse.Namespace) -> list[dict]:
+    """`measure_transforms` of the default checkpoint."""
+    return measure_transforms(argparse.Namespace(**{**vars(args), "checkpoint": DEFAULT_CHECKPOINT}))
+
+
+def shared_flags(args: argparse.Namespace) -> list[str]:
+    """What processes for one measurement are told."""
+    model = ["--checkpoint", str(args.checkpoint)] if args.checkpoint else ["--model", args.model]
+    return [*model, "--clock", args.clock, "--threads", str(args.threads)]
+
+
 def measure_one_way(args: argparse.Namespace) -> dict[str, float]:
     """Seconds of each step in one of WAYS."""
-    model, x, clock, way = fresh_model(args), image(args.sizes[0]), CLOCKS[args.clock], args.one_way
+    model, x, clock, way = get_model(args), image(args.sizes[0]), CLOCKS[args.clock], args.one_way
+    quality = DEFAULT_QUALITY if model.variable_rate else None
+    qualities = model.check_quality(quality, x)
     model = plain(model) if way.startswith("plain") else model
     model.precision = torch.bfloat16 if way == "bf16" else torch.float32
     arithmetic = "fp64" if way == "fp64" else "fp32"
-    coded = model.compress(x, arithmetic=arithmetic)
+    coded = model.compress(x, quality, arithmetic)
     steps = {
-        "encode": lambda: model.compress(x, arithmetic=arithmetic),
-        "of it analysis": lambda: model.to_latent(x, None),
-        "decode": lambda: model.decompress(coded["strings"], coded["shape"], arithmetic=arithmetic),
-        "of it synthesis": lambda: model.to_image(coded["y_hat"], None),
+        "encode": lambda: model.compress(x, quality, arithmetic),
+        "of it analysis": lambda: model.to_latent(x, qualities),
+        "decode": lambda: model.decompress(coded["strings"], coded["shape"], None, quality, arithmetic),
+        "of it synthesis": lambda: model.to_image(coded["y_hat"], qualities),
     }
     seconds = {}
     for name, step in steps.items():
@@ -127,9 +136,8 @@ def measure_one_way(args: argparse.Namespace) -> dict[str, float]:
 
 def measure_sizes(args: argparse.Namespace) -> Iterator[dict]:
     """A process for each size."""
-    flags = ["--model", args.model, "--clock", args.clock, "--threads", str(args.threads)]
     for size in args.sizes:
-        yield from in_new_process(__file__, ["--one-size", f"{size}", *flags], f"--sizes {size}")
+        yield from in_new_process(__file__, ["--one-size", f"{size}", *shared_flags(args)], f"--sizes {size}")
 
 
 def measure_one_size(args: argparse.Namespace) -> list[dict]:
@@ -137,7 +145,7 @@ def measure_one_size(args: argparse.Namespace) -> list[dict]:
 
     As under --max-memory, freed memory is not kept for the next map.
     """
-    model, clock, rows = fresh_model(args), CLOCKS[args.clock], []
+    model, clock, rows = get_model(args), CLOCKS[args.clock], []
     decompress_image(model, compress_image(model, image(0.1)))  # tables, float64 copy, compiled loops
     x = image(args.one_size)
     pixels = x.shape[-2] * x.shape[-1]
@@ -202,7 +210,7 @@ def measure_start(args: argparse.Namespace) -> list[dict]:
     """What a decoder takes before it decodes, each in a fresh process."""
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = Path(folder, "model.pt")
-        torch.save({"state_dict": fresh_model(args).state_dict()}, checkpoint)
+        torch.save({"state_dict": get_model(args).state_dict()}, checkpoint)
         load = f"from models import load_model; load_model({str(checkpoint)!r})"
         programs = {"import torch": "import torch", "import program": "import compress_and_decompress"}
         programs["import and load model"] = f"import compress_and_decompress; {load}"
@@ -215,6 +223,7 @@ def measure_start(args: argparse.Namespace) -> list[dict]:
 PARTS: dict[str, Callable[[argparse.Namespace], Iterable[dict]]] = {
     "coder": lambda args: coder_speed(args.runs, args.clock),
     "transforms": measure_transforms,
+    "shipped": measure_shipped,
     "sizes": measure_sizes,
     "folder": measure_folder,
     "start": measure_start,
