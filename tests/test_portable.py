@@ -65,7 +65,7 @@ def test_matrix_of_environments(kind):
 
 
 def test_compiled_and_eager():
-    """The networks of the entropy path as a compiler takes them apart: files are the same, and decode both ways."""
+    """With networks that a compiler takes apart, but for the loops, files are the same, and decode both ways."""
     model, compiled, x = toy_model("dcae"), toy_model("dcae"), photo("night")
     path = compiled.entropy_path("fp64")
     for parent, name, network in list(networks(path)):
