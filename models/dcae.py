@@ -28,7 +28,7 @@ class DCAE(DictionaryModel):
     """
 
     model_name = "dcae"
-    bytes_a_pixel = 280  # measured at the default sizes: two maps of g_a's first stage, or what predicts a slice
+    bytes_a_pixel = 260  # measured at the default sizes (250): two maps of g_a's first stage, or what predicts a slice
 
     def __init__(
         self,

@@ -81,6 +81,7 @@ def bounded(model: nn.Module, height: int, width: int, arithmetic: str = "fp32")
     model.narrow()  # as this path and the loops, it is held from now on
     if device.type == "cpu":
         warm_up()
+        give_back_memory()
     held_before = held(device) + (workspace(path) if device.type == "cpu" else 0)
     multiple = model.size_multiple
     pixels = -(-height // multiple) * -(-width // multiple) * multiple**2
