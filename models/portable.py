@@ -56,7 +56,8 @@ class MatrixConvolution(nn.Conv2d):
         new = copy.copy(layer)
         new.__class__ = cls
         taps = rearrange(layer.weight, "o i r s -> (r s) i o").contiguous()
-        new._parameters = {**layer._parameters, "weight": nn.Parameter(taps, requires_grad=False)}
+        bias = None if layer.bias is None else nn.Parameter(layer.bias.detach(), requires_grad=False)
+        new._parameters = {"weight": nn.Parameter(taps, requires_grad=False), "bias": bias}
         return new
 
     @staticmethod

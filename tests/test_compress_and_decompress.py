@@ -239,7 +239,7 @@ def test_bad_flags_are_named(photos, tmp_path, checkpoint, flags, message):
         (("--jobs", "0"), "--jobs must be at least 1"),
         (("--jobs", "2", "--verify"), "--jobs 2: --verify"),
         (("--jobs", "2", "--max-memory", "8G"), "--jobs 2: --max-memory"),
-        (("--jobs", "2", "--device", "cuda:0"), "--jobs 2: --device cuda:0"),
+        (("--jobs", "2", "--compile"), "--jobs 2: --compile"),
         (("--jobs", "2", "--arithmetic", "fp32"), "--jobs 2: --arithmetic fp32"),
         (("--jobs", "2", "--format", "official"), "--jobs 2: --format official"),
     ],

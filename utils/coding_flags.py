@@ -27,7 +27,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     add("--cuda", action="store_true", help="work on the GPU")
     add("--device", metavar="NAME", help="cpu, cuda or cuda:N (default: cpu)")
     add("--threads", type=int, metavar="N", help="CPU threads (default: torch's choice)")
-    add("--jobs", type=int, default=1, metavar="N", help="portable files: N at once, which share the threads (CPU)")
+    add("--jobs", type=int, default=1, metavar="N", help="N files at once share the threads; on CPUs: portable files")
     add("--recursive", action="store_true", help="also the files in folders below; their structure is kept")
     add("--overwrite", action="store_true", help="replace outputs that exist; otherwise they are kept")
     add("--quality", type=float, metavar="Q", help=f"1..100, for variable-rate models (default: {DEFAULT_QUALITY:g})")
@@ -57,17 +57,19 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def check_jobs(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
-    """Refuse --jobs beside what only one file at a time can have."""
+    """Refuse --jobs beside what only one file at a time can have.
+
+    In float32 a CPU's sums depend on how many threads share them, and so do the files that a decoder can read.
+    """
     if args.jobs < 1:
         parser.error("--jobs must be at least 1")
+    on_cpu = not args.cuda and (args.device or "cpu").startswith("cpu")
     alone = {
         "--verify": args.verify,
         "--max-memory": args.max_memory is not None,
         "--compile": args.compile,
-        "--cuda": args.cuda,
-        f"--device {args.device}": not (args.device or "cpu").startswith("cpu"),
-        "--arithmetic fp32": args.arithmetic == "fp32",
-        "--format official": args.format == "official",
+        "--arithmetic fp32": args.arithmetic == "fp32" and on_cpu,
+        "--format official": args.format == "official" and on_cpu,
     }
     given = [flag for flag, value in alone.items() if value]
     if args.jobs > 1 and given:
