@@ -125,8 +125,9 @@ def write_bytes(job: Job, coded: Coded) -> Outcome:
 
 def decompress(job: Job, data: bytes, model: SliceCompressionModel, args: argparse.Namespace, said: set) -> Coded:
     """One file to its pixels."""
-    share_threads(args, unpack(data).portable)
-    written = foreign_environment(data, args.device.type)
+    stream = unpack(data)
+    share_threads(args, stream.portable)
+    written = foreign_environment(stream, args.device.type)
     if written:
         say_once(job, [f"written by {written}; decoding it elsewhere may fail"], said)
     if args.compile:

@@ -228,11 +228,17 @@ PARTS: dict[str, Callable[[argparse.Namespace], Iterable[dict]]] = {
     "folder": measure_folder,
     "start": measure_start,
 }
+OF_THE_SHIPPED_MODEL = ("shipped", "folder")
 
 
 def machine(args: argparse.Namespace) -> dict:
     """What the numbers were measured on, without its name."""
-    flags = {"model": args.model, "runs": args.runs, "clock": args.clock, "threads": torch.get_num_threads()}
+    flags = {
+        "model": args.checkpoint.stem if args.checkpoint else args.model,
+        "runs": args.runs,
+        "clock": args.clock,
+        "threads": torch.get_num_threads(),
+    }
     return {"cpu": processor(), "python": platform.python_version(), "torch": torch.__version__, **flags}
 
 
@@ -249,9 +255,9 @@ def main(argv: Sequence[str]) -> None:
         if args.one_way:
             print(json.dumps(measure_one_way(args)))
             return
-        described = machine(args)
-        print(", ".join(f"{key} {value}" for key, value in described.items()))
+        print(", ".join(f"{key} {value}" for key, value in machine(args).items()))
         for name in args.parts:
+            described = machine(args) | ({"model": DEFAULT_CHECKPOINT.stem} if name in OF_THE_SHIPPED_MODEL else {})
             rows = []
             for row in PARTS[name](args):  # each is recorded as it comes: large sizes take long
                 rows.append(row)

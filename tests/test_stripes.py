@@ -7,6 +7,7 @@ import copy
 import platform
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -77,12 +78,15 @@ def test_loops_are_convolutions(size, dtype, two_threads):
 
 
 def test_an_error_in_a_thread_is_raised(two_threads):
+    meeting = threading.Barrier(2, timeout=10)  # a part each
+
     def loop(first: int, last: int) -> None:
-        if last == 8:
+        meeting.wait()
+        if threading.current_thread() is not threading.main_thread():
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        in_threads(loop, 8, 8)
+        in_threads(loop, 2, 2)
 
 
 @pytest.mark.parametrize("kernel,stride", [(1, 1), (3, 1), (5, 2), (3, 2), (7, 1)])

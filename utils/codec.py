@@ -115,9 +115,8 @@ def explained(stream: Bitstream) -> Iterator[None]:
         raise BitstreamError(f"{error}; {advice}") from error
 
 
-def foreign_environment(data: bytes, device: str) -> str | None:
+def foreign_environment(stream: Bitstream, device: str) -> str | None:
     """Where a fast file was written, in words, if that is not an environment like this one; None otherwise."""
-    stream = unpack(data)
     if stream.environment is None or stream.environment == current_environment(device):
         return None
     return describe_environment(stream.environment)

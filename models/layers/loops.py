@@ -14,7 +14,7 @@ from numba import uint64
 from utils.jit import compiled
 
 BLOCK = 64  # channels at a time
-RESULT, TILE = 4, 6  # sides
+RESULT, TILE = 4, 6  # sides, as in winograd.py; not imported, as compiled loops on disk go by this file's date alone
 
 
 @compiled
@@ -111,7 +111,7 @@ def _results_of_rows(tile, out, constants):
 
 @compiled
 def _transform(tile, out, at, step, constants):
-    """Six values, `step` apart, times the coefficients of prod_{j != i} (x - p_j), halved."""
+    """Six values, `step` apart, times the coefficients of prod_{j != i} (x - p_j); halved, as kernels are doubled."""
     a, b, aa, bb, sum_of_squares = constants[0], constants[1], constants[2], constants[3], constants[4]
     half = tile.dtype.type(0.5)
     for c in range(at, at + BLOCK):

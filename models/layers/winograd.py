@@ -129,15 +129,15 @@ def pays(x: Tensor, *layers: nn.Module) -> bool:
 
 
 def kernel_transform() -> np.ndarray:
-    """(36, 9), for row and column at once: the kernel's polynomial at the points p, over prod_j (p_i - p_j) / 2.
+    """(36, 9), for row and column at once: twice the kernel's polynomial at the points p over prod_j (p_i - p_j).
 
-    Infinity takes the highest coefficient. The two makes tiles and kernels equally large.
+    Infinity takes the highest coefficient. Twice, and tiles half, makes both about equally large.
     """
     points, kernel = np.array(POINTS), np.zeros((TILE, KERNEL))
     for i, point in enumerate(points):
         kernel[i] = point ** np.arange(KERNEL) / np.prod(point - np.delete(points, i))
     kernel[-1, -1] = 1
-    return 2 * np.kron(kernel, kernel) * 2
+    return np.kron(2 * kernel, 2 * kernel)
 
 
 KERNEL_TRANSFORM = {dtype: torch.from_numpy(kernel_transform()).to(dtype) for dtype in (torch.float32, torch.float64)}
