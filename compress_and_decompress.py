@@ -22,10 +22,10 @@ import torch
 
 from models import build_model, default_config, load_model
 from models.base import SliceCompressionModel
-from utils.bitstream import BitstreamError, unpack
-from utils.checkpoint import DEFAULT_CHECKPOINT
 from utils.cli import UserError, run_program
-from utils.codec import (
+from utils.codec.bitstream import BitstreamError, unpack
+from utils.codec.checkpoint import DEFAULT_CHECKPOINT
+from utils.codec.codec import (
     DEFAULT_QUALITY,
     compress_image,
     decompress_image,
@@ -33,14 +33,24 @@ from utils.codec import (
     open_file,
     verify_file,
 )
-from utils.coding_flags import parse_arguments
+from utils.codec.flags import parse_arguments
+from utils.codec.folders import (
+    Job,
+    Outcome,
+    Stages,
+    find_files,
+    format_summary,
+    gather,
+    process_share,
+    run_jobs,
+    summarise,
+)
+from utils.codec.targets import compress_to_target
+from utils.data.images import find_images, read_image, to_tensor, to_uint8, write_png
+from utils.data.reconstructions import output_names
 from utils.devices import choose_device
 from utils.files import atomic_write, require_writable
-from utils.images import find_images, read_image, to_tensor, to_uint8, write_png
-from utils.inference import apply_inference_flags, bounded, compile_ahead, keep_memory
-from utils.jobs import Job, Outcome, Stages, find_files, format_summary, gather, process_share, run_jobs, summarise
-from utils.reconstructions import output_names
-from utils.targets import compress_to_target
+from utils.inference.memory import apply_inference_flags, bounded, compile_ahead, keep_memory
 
 Coded = tuple[Any, Outcome]  # what is written to a file, and what is said about it
 

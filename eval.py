@@ -5,9 +5,9 @@
     python eval.py --data kodak --quality 10 50 90 --save_path out             # variable-rate model, with its images
     python eval.py --data kodak --report runs/report                           # and a page to look at, in a browser
 
-Prints a table a point, writes results.json in CompressAI's layout (see utils/results.py), with --save_path the
-reconstructions, and with --report a page with curve, table, images and maps of bits (see utils/report.py). Leaves with
-status 2 if anything could not be evaluated.
+Prints a table a point, writes results.json in CompressAI's layout (see utils/evaluation/results.py), with --save_path
+the reconstructions, and with --report a page with curve, table, images and maps of bits (see
+utils/evaluation/report.py). Leaves with status 2 if anything could not be evaluated.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from typing import Any
 
 import torch
 
-from utils.checkpoint import DEFAULT_CHECKPOINT
 from utils.cli import UserError, run_program
-from utils.curve import Point, Report, evaluate_point, plan_points
+from utils.codec.checkpoint import DEFAULT_CHECKPOINT
+from utils.data.reconstructions import ImageFile, list_images, refuse_overwriting
 from utils.devices import choose_device
-from utils.evaluation_table import format_curve, format_point
+from utils.evaluation.curve import Point, Report, evaluate_point, plan_points
+from utils.evaluation.report import ReportFolder, require_report_folder
+from utils.evaluation.results import make_results, to_json, write_results
+from utils.evaluation.tables import format_curve, format_point
 from utils.files import require_writable
-from utils.inference import add_inference_flags, apply_inference_flags, keep_memory
-from utils.reconstructions import ImageFile, list_images, refuse_overwriting
-from utils.report import ReportFolder, require_report_folder
-from utils.results import make_results, to_json, write_results
+from utils.inference.memory import add_inference_flags, apply_inference_flags, keep_memory
 
 
 def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:

@@ -6,7 +6,7 @@
     python train.py -d photos --checkpoint runs/a/best.pt --type ms-ssim            # fine-tune
     torchrun --nproc_per_node=4 train.py -d photos --cuda                           # batch size is per process
 
---save_path gets latest.pt, best.pt, log.jsonl (see utils/train_log.py) and tensorboard/.
+--save_path gets latest.pt, best.pt, log.jsonl (see utils/training/log.py) and tensorboard/.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ import numpy as np
 import torch
 from torch import nn
 
-from utils.checkpoint import remove_unfinished, save_checkpoint
 from utils.cli import UserError, run_program
-from utils.datasets import Crops, ImageFiles, Sampling, batch_positions, in_one_line, make_loader
+from utils.codec.checkpoint import remove_unfinished, save_checkpoint
+from utils.data.datasets import Crops, ImageFiles, Sampling, batch_positions, in_one_line, make_loader
+from utils.data.survey import Survey, hold_images, survey_images
 from utils.devices import describe_device
-from utils.distributed import Processes, alike, any_of, joined_processes, on_first, own_device, share_gradients
 from utils.files import require_writable
-from utils.optimization import Average, Schedule, make_optimizers, quantiles_of
-from utils.pca_start import start_as_pca
-from utils.run_state import RunState
-from utils.start import BEST, LATEST, Start, find_start
-from utils.stopping import StopRequest, stop_requests
-from utils.survey import Survey, hold_images, survey_images
-from utils.train_flags import check_flags, parse_arguments, settings
-from utils.train_log import Interval, TrainLog, format_line, gpu_memory
-from utils.training import Recipe, train_step
-from utils.validation import format_validation, lambdas_to_validate, validate
+from utils.training.distributed import Processes, alike, any_of, joined_processes, on_first, own_device, share_gradients
+from utils.training.flags import check_flags, parse_arguments, settings
+from utils.training.log import Interval, TrainLog, format_line, gpu_memory
+from utils.training.optimization import Average, Schedule, make_optimizers, quantiles_of
+from utils.training.pca_start import start_as_pca
+from utils.training.run_state import RunState
+from utils.training.start import BEST, LATEST, Start, find_start
+from utils.training.step import Recipe, train_step
+from utils.training.stopping import StopRequest, stop_requests
+from utils.training.validation import format_validation, lambdas_to_validate, validate
 
 START_CROPS = 256  # for --start pca
 SHOWN_IMAGES = 3  # reconstructions that TensorBoard gets

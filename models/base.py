@@ -46,7 +46,7 @@ from models.portable import portable_copy
 from models.stripes import channels_last, convolution, convolutions, of_last_channels
 
 if TYPE_CHECKING:
-    from utils.rans import Decoder, Encoder
+    from utils.entropy_coding.rans import Decoder, Encoder
 
 STRIDE_Y, STRIDE_Z = 16, 64  # pixels a latent position covers, in y and in z
 ARITHMETICS = ("fp64", "fp32", "published")
@@ -289,7 +289,7 @@ class SliceCompressionModel(nn.Module, ABC):
     @torch.no_grad()
     def compress_latent(self, y: Tensor, arithmetic: str = "fp32") -> dict[str, Any]:
         """The second half of `compress`, from y (B, M, h, w) after any gain; also "y_hat", as it will be decoded."""
-        from utils.rans import Encoder
+        from utils.entropy_coding.rans import Encoder
 
         path = self.entropy_path(arithmetic)
         encoders, checks = [[Encoder() for _ in y] for _ in range(2)], [SymbolCheck() for _ in y]
@@ -319,8 +319,8 @@ class SliceCompressionModel(nn.Module, ABC):
     ) -> dict[str, Any]:
         """The inverse of `compress`: {"x_hat": (B, 3, 64h, 64w) clamped to [0, 1], "checks"}, cropped to `size`.
 
-        Raises utils.rans.DesynchronisedError where the strings do not end as they must: they are damaged, belong to
-        another model, or this machine's sums differ from the encoder's.
+        Raises utils.entropy_coding.rans.DesynchronisedError where the strings do not end as they must: they are
+        damaged, belong to another model, or this machine's sums differ from the encoder's.
         """
         y_hat, checks = self.decompress_latent(strings, shape, arithmetic)
         x_hat = self.to_image(y_hat, self.check_quality(quality, y_hat)).clamp(0, 1)
@@ -331,7 +331,7 @@ class SliceCompressionModel(nn.Module, ABC):
         self, strings: Sequence[Sequence[bytes]], shape: tuple[int, int], arithmetic: str = "fp32"
     ) -> tuple[Tensor, list[int]]:
         """The first half of `decompress`: y_hat (B, M, 4h, 4w), before any inverse gain, and the checks."""
-        from utils.rans import Decoder
+        from utils.entropy_coding.rans import Decoder
 
         path = self.entropy_path(arithmetic)
         decoders, checks = [[Decoder(s) for s in group] for group in strings], [SymbolCheck() for _ in strings[0]]

@@ -17,7 +17,7 @@ from torch import Tensor
 from models.layers.entropy_models import GaussianConditional, round_straight_through
 
 if TYPE_CHECKING:
-    from utils.rans import Decoder, Encoder, Tables
+    from utils.entropy_coding.rans import Decoder, Encoder, Tables
 
 
 class EstimatingCoder:

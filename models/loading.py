@@ -16,8 +16,8 @@ from torch import Tensor
 
 from models import build_model
 from models.base import SliceCompressionModel
-from utils.checkpoint import read_checkpoint
 from utils.cli import UserError
+from utils.codec.checkpoint import read_checkpoint
 
 StateDict = dict[str, Tensor]
 TABLES = re.compile(r"(entropy_bottleneck|gaussian_conditional)\.(_offset|_quantized_cdf|_cdf_length|scale_table)$")

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from models.layers import winograd
 from models.stripes import Border, to_map, to_tokens
-from utils.threads import flat, in_threads
+from utils.inference.threads import flat, in_threads
 
 if TYPE_CHECKING:
     from models.base import SliceCompressionModel

@@ -20,13 +20,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+import project_root  # noqa: F401
 
-from utils.bd_rate import compare  # noqa: E402
-from utils.cli import UserError, run_program  # noqa: E402
-from utils.rd_curves import Curve, load_curve  # noqa: E402
-from utils.results import read_results, to_json  # noqa: E402
-from utils.tables import format_number, format_table  # noqa: E402
+from utils.cli import UserError, run_program
+from utils.evaluation.results import read_results, to_json
+from utils.figures.bd_rate import compare
+from utils.figures.rd_curves import Curve, load_curve
+from utils.tables import format_number, format_table
 
 PAPER = Path(__file__).parent.parent / "results" / "paper_ablations.json"
 TABLES: dict[str, dict[str, Any]] = json.loads(PAPER.read_text(encoding="utf-8"))["tables"]

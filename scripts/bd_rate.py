@@ -15,15 +15,14 @@ import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+import project_root  # noqa: F401
 
-from utils.bd_rate import METHODS, Comparison, Interval, compare  # noqa: E402
-from utils.cli import UserError, run_program  # noqa: E402
-from utils.rd_curves import METRICS, Curve, describe_curves, load_curve  # noqa: E402
-from utils.results import to_json  # noqa: E402
-from utils.tables import format_number, format_table  # noqa: E402
+from utils.cli import UserError, run_program
+from utils.evaluation.results import to_json
+from utils.figures.bd_rate import METHODS, Comparison, Interval, compare
+from utils.figures.rd_curves import METRICS, Curve, describe_curves, load_curve
+from utils.tables import format_number, format_table
 
 
 def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:

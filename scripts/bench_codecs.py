@@ -23,19 +23,18 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+import project_root  # noqa: F401
 import torch
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-
-from utils.classical_codecs import CODECS, Codec  # noqa: E402
-from utils.cli import UserError, run_program  # noqa: E402
-from utils.evaluation import QUANTITIES, Record, average, distortion  # noqa: E402
-from utils.files import require_writable  # noqa: E402
-from utils.images import find_images, read_image, to_tensor  # noqa: E402
-from utils.metrics import bpp  # noqa: E402
-from utils.results import make_results, write_results  # noqa: E402
-from utils.tables import format_number, format_table  # noqa: E402
+from utils.cli import UserError, run_program
+from utils.data.images import find_images, read_image, to_tensor
+from utils.evaluation.evaluation import QUANTITIES, Record, average, distortion
+from utils.evaluation.results import make_results, write_results
+from utils.figures.classical_codecs import CODECS, Codec
+from utils.files import require_writable
+from utils.metrics import bpp
+from utils.tables import format_number, format_table
 
 Result = TypeVar("Result")
 
@@ -81,7 +80,7 @@ def processor_seconds() -> float:
 
 
 def measure(codec: Codec, setting: float, pixels: np.ndarray) -> Record:
-    """Record (see utils/evaluation.py) of one image, uint8 (H, W, 3), without its name."""
+    """Record (see utils/evaluation/evaluation.py) of one image, uint8 (H, W, 3), without its name."""
     try:
         data, encode_ms = timed(lambda: codec.encode(pixels, setting))
         decoded, decode_ms = timed(lambda: codec.decode(data, pixels.shape))
@@ -118,7 +117,7 @@ def measure_codec(codec: Codec, settings: Sequence[float], images: Sequence[Path
 
 
 def make_point(codec: Codec, setting: float, records: Sequence[Record]) -> dict[str, Any]:
-    """An entry of "points" in utils/results.py; of each image only what was measured, for a smaller file."""
+    """An entry of "points" in utils/evaluation/results.py; of each image only what was measured, for a smaller file."""
     return {
         "label": f"{codec.setting_name} {setting:g}",
         "model": codec.name,

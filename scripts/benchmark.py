@@ -32,23 +32,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from project_root import ROOT
 
-ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))
-
-from compress_and_decompress import write_bytes, write_image  # noqa: E402
-from models import MODELS, build_model, load_model  # noqa: E402
-from models.stripes import DEFAULT_STRIPE, stripes_of  # noqa: E402
-from tests.plain import plain  # noqa: E402
-from utils.checkpoint import DEFAULT_CHECKPOINT  # noqa: E402
-from utils.cli import run_program  # noqa: E402
-from utils.codec import DEFAULT_QUALITY, compress_image, decompress_image  # noqa: E402
-from utils.coder_speed import coder_speed  # noqa: E402
-from utils.images import read_image, to_tensor, to_uint8, write_png  # noqa: E402
-from utils.inference import held, keep_memory  # noqa: E402
-from utils.jobs import Job, Outcome, Stages, run_jobs  # noqa: E402
-from utils.measuring import CLOCKS, image, in_new_process, in_turn, peak, processor, record_part, reset_peak  # noqa: E402
-from utils.tables import format_table  # noqa: E402
+from compress_and_decompress import write_bytes, write_image
+from models import MODELS, build_model, load_model
+from models.stripes import DEFAULT_STRIPE, stripes_of
+from tests.plain import plain
+from utils.cli import run_program
+from utils.codec.checkpoint import DEFAULT_CHECKPOINT
+from utils.codec.codec import DEFAULT_QUALITY, compress_image, decompress_image
+from utils.codec.folders import Job, Outcome, Stages, run_jobs
+from utils.data.images import read_image, to_tensor, to_uint8, write_png
+from utils.devices import processor
+from utils.inference.memory import held, keep_memory
+from utils.measuring.coder_speed import coder_speed
+from utils.measuring.runs import CLOCKS, image, in_new_process, in_turn, peak, record_part, reset_peak
+from utils.tables import format_table
 
 STRIPES = {"whole": None, "thin": 1 << 20, "usual": DEFAULT_STRIPE}  # bytes; thin is for short memory
 WHOLE_UP_TO = 2  # megapixels: whole maps take 3 kB a pixel

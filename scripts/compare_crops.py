@@ -5,8 +5,9 @@
     python scripts/compare_crops.py --data photos --same-bytes --output crops.pdf model.pt:30 jpeg avif
 
 Sources are codecs at a setting, checkpoints (at a quality), and images or folders that other programs made; see
-utils/comparison.py. With --same-bytes the first is taken as it is, and the others at the setting that comes closest to
-its bytes, image by image. Bits per pixel and PSNR are those of whole images. Left: the image and where the crop lies.
+utils/figures/side_by_side.py. With --same-bytes the first is taken as it is, and the others at the setting that comes
+closest to its bytes, image by image. Bits per pixel and PSNR are those of whole images. Left: the image and where the
+crop lies.
 """
 
 from __future__ import annotations
@@ -18,17 +19,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import project_root  # noqa: F401
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-
-from utils.cli import UserError, run_program  # noqa: E402
-from utils.comparison import Reconstruction, Source, parse_source  # noqa: E402
-from utils.devices import choose_device  # noqa: E402
-from utils.files import require_writable  # noqa: E402
-from utils.images import find_images, read_image, to_tensor  # noqa: E402
-from utils.metrics import bpp, psnr  # noqa: E402
-from utils.plots import check_format, save_figure  # noqa: E402
-from utils.tables import format_number, format_table  # noqa: E402
+from utils.cli import UserError, run_program
+from utils.data.images import find_images, read_image, to_tensor
+from utils.devices import choose_device
+from utils.figures.plots import check_format, save_figure
+from utils.figures.side_by_side import Reconstruction, Source, parse_source
+from utils.files import require_writable
+from utils.metrics import bpp, psnr
+from utils.tables import format_number, format_table
 
 HEIGHT = 2.2  # inches of a crop
 FAR_OFF = 0.05  # relative difference of sizes that is worth a warning

@@ -4,32 +4,32 @@
     python scripts/complexity.py --models dcae tcm-large --data photo.png --cuda --runs 20 --profile
     python scripts/complexity.py --checkpoint dcae_0.0130.pth.tar --data photo.png
 
-MACs are counted twice, exactly and as the papers do (utils/complexity.py says where that differs). utils/latency.py has
-the protocol of the times. Every model is measured in a process of its own, so that its peak memory is its own. Without
---checkpoint the models are freshly initialised: complexity and time have a meaning then, images and rates have none.
+MACs are counted twice, exactly and as the papers do (utils/measuring/complexity.py says where that differs).
+utils/measuring/latency.py has the protocol of the times. Every model is measured in a process of its own, so that its
+peak memory is its own. Without --checkpoint the models are freshly initialised: complexity and time have a meaning
+then, images and rates have none.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+import project_root  # noqa: F401
+from tqdm import tqdm
 
-from tqdm import tqdm  # noqa: E402
-
-from models import MODELS, default_config  # noqa: E402
-from utils.cli import UserError, run_program  # noqa: E402
-from utils.files import require_writable  # noqa: E402
-from utils.inference import keep_memory  # noqa: E402
-from utils.measuring import in_new_process, processor  # noqa: E402
-from utils.results import to_json, write_results  # noqa: E402
-from utils.tables import format_number, format_table  # noqa: E402
+from models import MODELS, default_config
+from utils.cli import UserError, run_program
+from utils.devices import processor
+from utils.evaluation.results import to_json, write_results
+from utils.files import require_writable
+from utils.inference.memory import keep_memory
+from utils.measuring.runs import in_new_process
+from utils.tables import format_number, format_table
 
 PAPER = Path(__file__).parent.parent / "results" / "paper_table1.json"
 NAMES_IN_PAPER = {"dcae": "DCAE", "tcm-large": "TCM", "elic": "ELIC"}
@@ -38,7 +38,7 @@ FULL_SIZE = [name for name in MODELS if not name.startswith("dcae-ablation-")]
 FRESH = "weights are freshly initialised: only complexity, time and memory have a meaning"
 NOTES = {
     "macs_g": "10^9 multiply-accumulate operations an image; the encoder runs the entropy model, too",
-    "exact": "every product once; thop: as the papers count, see utils/complexity.py; thop_parameters_m likewise",
+    "exact": "every product once; thop: as the papers count (measuring/complexity.py); thop_parameters_m likewise",
     "latency_ms": "milliseconds an image, pixels to file and back, medians; coding: what entropy coding has of them",
     "peak_mib": "MiB of GPU memory, or of main memory with Python and its libraries (about 400)",
     "paper": "its Table 1, on a GPU; FLOPs there are MACs as thop counts them",
@@ -90,9 +90,9 @@ def measure(args: argparse.Namespace, reference: str) -> dict[str, Any]:
     """Everything about one model in this process."""
     import torch
 
-    from utils.complexity import count_parts, encoder_and_decoder, parameters_of, parameters_that_thop_sees
     from utils.devices import choose_device, describe_device
-    from utils.latency import measure_latency, peak_memory
+    from utils.measuring.complexity import count_parts, encoder_and_decoder, parameters_of, parameters_that_thop_sees
+    from utils.measuring.latency import measure_latency, peak_memory
 
     if args.threads:
         torch.set_num_threads(args.threads)
@@ -121,7 +121,7 @@ def measure(args: argparse.Namespace, reference: str) -> dict[str, Any]:
 def load(args: argparse.Namespace, reference: str, device) -> tuple[str, Any, float | None]:
     """build_model's name for it, the model on the device, tables ready, and the quality to code at."""
     from models import build_model, load_model
-    from utils.codec import DEFAULT_QUALITY
+    from utils.codec.codec import DEFAULT_QUALITY
 
     if not args.checkpoint:
         model = build_model(reference).to(device).eval()
@@ -137,7 +137,7 @@ def read(args: argparse.Namespace):
     """The image (1, 3, H, W) in [0, 1]."""
     import torch
 
-    from utils.images import read_image, to_tensor
+    from utils.data.images import read_image, to_tensor
 
     if args.data:
         return to_tensor(read_image(args.data)[0])

@@ -9,17 +9,15 @@ of JPEG and of AVIF in equal bytes.
 from __future__ import annotations
 
 import shlex
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))
+from project_root import ROOT
 
-import compress_and_decompress  # noqa: E402
-from scripts import compare_crops  # noqa: E402
-from utils.checkpoint import DEFAULT_CHECKPOINT  # noqa: E402
-from utils.cli import run_program  # noqa: E402
+import compress_and_decompress
+from scripts import compare_crops
+from utils.cli import run_program
+from utils.codec.checkpoint import DEFAULT_CHECKPOINT
 
 SAMPLES, DEMO = ROOT / "assets" / "samples", ROOT / "demo"
 COMPARED = ("city", (250, 230, 200, 150)), ("girl", (320, 130, 200, 150)), ("flowers", (210, 220, 200, 150))

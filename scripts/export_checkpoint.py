@@ -8,19 +8,17 @@ Averaged weights are taken where the run kept them. The tables are those of the 
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import project_root  # noqa: F401
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-
-from models import load_model  # noqa: E402
-from utils.checkpoint import read_checkpoint, save_checkpoint  # noqa: E402
-from utils.cli import UserError, run_program  # noqa: E402
-from utils.entropy_tables import pack_rows  # noqa: E402
-from utils.files import require_writable  # noqa: E402
+from models import load_model
+from utils.cli import UserError, run_program
+from utils.codec.checkpoint import read_checkpoint, save_checkpoint
+from utils.entropy_coding.frequencies import pack_rows
+from utils.files import require_writable
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16}
 

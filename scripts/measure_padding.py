@@ -8,19 +8,17 @@ Crops of each image in sizes that need much and little padding are compressed; t
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import project_root  # noqa: F401
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-
-from models import load_model  # noqa: E402
-from utils.cli import run_program  # noqa: E402
-from utils.codec import compress_image  # noqa: E402
-from utils.images import find_images, read_image, to_tensor  # noqa: E402
-from utils.tables import format_table  # noqa: E402
+from models import load_model
+from utils.cli import run_program
+from utils.codec.codec import compress_image
+from utils.data.images import find_images, read_image, to_tensor
+from utils.tables import format_table
 
 SIZES = ((130, 130), (200, 312), (255, 383), (300, 500), (400, 450))
 MODES = ("zero", "replicate", "reflect")

@@ -11,23 +11,21 @@ level, and how many that predicts: a level is 12.3 % wide, so a difference d cro
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import project_root  # noqa: F401
 import torch
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-
-from models import MODELS, build_model, load_model  # noqa: E402
-from models.base import SliceCompressionModel, pad_to_multiple  # noqa: E402
-from tests.fill_weights import fill_  # noqa: E402
-from tests.test_portable import environment  # noqa: E402
-from utils.cli import run_program  # noqa: E402
-from utils.images import find_images, read_image, to_tensor  # noqa: E402
-from utils.tables import format_table  # noqa: E402
+from models import MODELS, build_model, load_model
+from models.base import SliceCompressionModel, pad_to_multiple
+from tests.fill_weights import fill_
+from tests.test_portable import environment
+from utils.cli import run_program
+from utils.data.images import find_images, read_image, to_tensor
+from utils.tables import format_table
 
 LEVEL_WIDTH = 0.123  # relative distance of two levels of the scale table
 ENVIRONMENTS = ((2, True, False), (1, True, False), (2, False, False), (2, True, True), (1, False, True))

@@ -10,26 +10,24 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import project_root  # noqa: F401
 import torch
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-
-from models import load_model  # noqa: E402
-from models.base import SliceCompressionModel  # noqa: E402
-from utils.checkpoint import DEFAULT_CHECKPOINT  # noqa: E402
-from utils.cli import UserError, run_program  # noqa: E402
-from utils.codec import compress_image, decompress_image  # noqa: E402
-from utils.images import find_images, read_image, to_tensor  # noqa: E402
-from utils.metrics import bpp, psnr, quantise_8_bit  # noqa: E402
-from utils.results import to_json  # noqa: E402
-from utils.tables import format_table  # noqa: E402
-from utils.targets import KINDS, Target, compress_to_target  # noqa: E402
+from models import load_model
+from models.base import SliceCompressionModel
+from utils.cli import UserError, run_program
+from utils.codec.checkpoint import DEFAULT_CHECKPOINT
+from utils.codec.codec import compress_image, decompress_image
+from utils.codec.targets import KINDS, Target, compress_to_target
+from utils.data.images import find_images, read_image, to_tensor
+from utils.evaluation.results import to_json
+from utils.metrics import bpp, psnr, quantise_8_bit
+from utils.tables import format_table
 
 UNITS = {"bpp": "bpp", "size": "bytes", "psnr": "dB"}
 

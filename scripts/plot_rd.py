@@ -19,12 +19,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+import project_root  # noqa: F401
 
-from utils.cli import UserError, run_program  # noqa: E402
-from utils.files import require_writable  # noqa: E402
-from utils.plots import check_format, plot_curves, save_figure  # noqa: E402
-from utils.rd_curves import METRICS, SETS, describe_curves, load_curve, metrics_of  # noqa: E402
+from utils.cli import UserError, run_program
+from utils.figures.plots import check_format, plot_curves, save_figure
+from utils.figures.rd_curves import METRICS, SETS, describe_curves, load_curve, metrics_of
+from utils.files import require_writable
 
 
 @dataclass(frozen=True)

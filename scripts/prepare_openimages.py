@@ -21,21 +21,19 @@ import multiprocessing
 import os
 import shutil
 import signal
-import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
+import project_root  # noqa: F401
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-
-from utils.cli import UserError, run_program  # noqa: E402
-from utils.files import atomic_write, require_writable  # noqa: E402
-from utils.images import find_images, read_image  # noqa: E402
-from utils.split import name_hash  # noqa: E402
+from utils.cli import UserError, run_program
+from utils.data.images import find_images, read_image
+from utils.data.split import name_hash
+from utils.files import atomic_write, require_writable
 
 LIST, JOURNAL = "images.sha256", "checked.tsv"
 IMAGES, VALIDATION, SMALLEST = 300_000, 24, 256

@@ -16,15 +16,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+import project_root  # noqa: F401
 
-from utils.bd_rate import compare  # noqa: E402
-from utils.cli import UserError, run_program  # noqa: E402
-from utils.files import require_writable  # noqa: E402
-from utils.plots import MARKERS, check_format, new_figure, save_figure  # noqa: E402
-from utils.rd_curves import RESULTS, SETS, load_curve, mean_seconds, resolve  # noqa: E402
-from utils.results import read_results  # noqa: E402
-from utils.tables import format_table  # noqa: E402
+from utils.cli import UserError, run_program
+from utils.evaluation.results import read_results
+from utils.figures.bd_rate import compare
+from utils.figures.plots import MARKERS, check_format, new_figure, save_figure
+from utils.figures.rd_curves import RESULTS, SETS, load_curve, mean_seconds, resolve
+from utils.files import require_writable
+from utils.tables import format_table
 
 TABLE = RESULTS / "paper_table1.json"
 PAPER = "paper's Table 1, on a GPU"

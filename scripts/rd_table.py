@@ -17,14 +17,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import project_root  # noqa: F401
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-
-from utils.bd_rate import Comparison, compare, mean_over_images  # noqa: E402
-from utils.cli import run_program  # noqa: E402
-from utils.files import atomic_write, require_writable  # noqa: E402
-from utils.rd_curves import METRICS, Curve, image_curves, load_curve, mean_seconds, metrics_of  # noqa: E402
-from utils.tables import format_markdown, format_number  # noqa: E402
+from utils.cli import run_program
+from utils.figures.bd_rate import Comparison, compare, mean_over_images
+from utils.figures.rd_curves import METRICS, Curve, image_curves, load_curve, mean_seconds, metrics_of
+from utils.files import atomic_write, require_writable
+from utils.tables import format_markdown, format_number
 
 MEASURED = ("jpeg-420", "jpeg-444", "webp", "jpeg2000", "jpeg2000-db", "jpegxl", "avif", "avif-best")
 AGAINST = (*(f"kodak/measured/{name}" for name in MEASURED), "kodak/bpg-444", "kodak/vtm", "kodak/dcae")

@@ -13,28 +13,26 @@ have one meaning, from no attention to what a hundredth of the places exceeds, w
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import project_root  # noqa: F401
 import torch
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-
-from models.base import SliceCompressionModel  # noqa: E402
-from utils.cli import UserError, run_program  # noqa: E402
-from utils.curve import Point, load_for  # noqa: E402
-from utils.devices import choose_device  # noqa: E402
-from utils.dictionary_maps import Use, attention_maps, effective_number, most_telling, of_head  # noqa: E402
-from utils.files import require_writable  # noqa: E402
-from utils.images import find_images, read_image, to_tensor  # noqa: E402
-from utils.padding import padding_of  # noqa: E402
-from utils.plots import FORMATS, new_figure, save_figure  # noqa: E402
-from utils.results import write_results  # noqa: E402
-from utils.tables import format_table  # noqa: E402
+from models.base import SliceCompressionModel
+from utils.cli import UserError, run_program
+from utils.data.images import find_images, read_image, to_tensor
+from utils.data.padding import padding_of
+from utils.devices import choose_device
+from utils.evaluation.curve import Point, load_for
+from utils.evaluation.results import write_results
+from utils.figures.dictionary_maps import Use, attention_maps, effective_number, most_telling, of_head
+from utils.figures.plots import FORMATS, new_figure, save_figure
+from utils.files import require_writable
+from utils.tables import format_table
 
 CHECKPOINT = Path(__file__).parent.parent / "assets" / "dcae-small.pt"
 BEYOND = 0.01  # share of the places whose attention is beyond the end of the colours

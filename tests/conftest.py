@@ -2,12 +2,14 @@
 
 import os
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # toys are too small for threads to pay; before torch starts its own
+import pytest
+import torch
 
-import pytest  # noqa: E402
+from tests.toys import TOYS, toy_model
+from utils.codec.checkpoint import save_checkpoint
 
-from tests.toys import TOYS, toy_model  # noqa: E402
-from utils.checkpoint import save_checkpoint  # noqa: E402
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # toys are too small for threads to pay; for the programs that tests run
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 
 def pytest_collection_modifyitems(config, items):

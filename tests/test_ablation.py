@@ -14,10 +14,10 @@ from scripts.ablation import TABLES, main, models_of
 from tests.toys import TOYS, toy_image
 from train import main as train
 from utils.cli import UserError
-from utils.images import to_uint8, write_png
-from utils.rd_curves import load_curve
-from utils.results import make_results, write_results
-from utils.train_flags import parse_arguments
+from utils.data.images import to_uint8, write_png
+from utils.evaluation.results import make_results, write_results
+from utils.figures.rd_curves import load_curve
+from utils.training.flags import parse_arguments
 
 NAME = "dcae-ablation-entries-64"
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from utils.bitstream import (
+from utils.codec.bitstream import (
     LEAST_BITS,
     Bitstream,
     BitstreamError,
@@ -27,8 +27,8 @@ from utils.bitstream import (
     unpack,
     unpack_official,
 )
-from utils.environment import current_environment, describe_environment
-from utils.rans import Encoder, Tables
+from utils.codec.environment import current_environment, describe_environment
+from utils.entropy_coding.rans import Encoder, Tables
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "bitstream.md"
 RNG = np.random.default_rng(0)

@@ -9,10 +9,10 @@ from PIL import Image
 
 from scripts.compare_crops import main, place_of_crop
 from tests.toys import toy_image
-from utils.classical_codecs import CODECS
 from utils.cli import UserError
-from utils.comparison import closest_setting, parse_source
-from utils.images import read_image, to_uint8, write_png
+from utils.data.images import read_image, to_uint8, write_png
+from utils.figures.classical_codecs import CODECS
+from utils.figures.side_by_side import closest_setting, parse_source
 
 CPU = torch.device("cpu")
 

@@ -15,13 +15,13 @@ from compress_and_decompress import decompress
 from models import stripes
 from models.layers import winograd
 from tests.toys import toy_image, toy_model
-from utils import compiled
-from utils.bitstream import ModelMismatch
 from utils.cli import UserError
-from utils.codec import compress_image, decompress_image
-from utils.compiled import CompiledTransforms, check_ready
-from utils.inference import compile_ahead
-from utils.jobs import Job
+from utils.codec.bitstream import ModelMismatch
+from utils.codec.codec import compress_image, decompress_image
+from utils.codec.folders import Job
+from utils.inference import compiled
+from utils.inference.compiled import CompiledTransforms, check_ready
+from utils.inference.memory import compile_ahead
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ from models import build_model
 from scripts.complexity import main
 from tests.toys import toy_image, toy_model
 from utils.cli import UserError
-from utils.complexity import PARTS, count, count_parts, encoder_and_decoder, parameters_that_thop_sees
-from utils.latency import CODING, Stopwatch, measure_latency
+from utils.measuring.complexity import PARTS, count, count_parts, encoder_and_decoder, parameters_that_thop_sees
+from utils.measuring.latency import CODING, Stopwatch, measure_latency
 
 
 class Attention(nn.Module):

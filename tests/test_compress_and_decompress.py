@@ -19,8 +19,8 @@ from PIL import Image
 from compress_and_decompress import main, share_threads
 from tests.toys import toy_image, toy_model
 from utils.cli import UserError
-from utils.codec import decompress_image
-from utils.images import read_image, to_uint8
+from utils.codec.codec import decompress_image
+from utils.data.images import read_image, to_uint8
 
 ROOT = Path(__file__).parent.parent
 
@@ -132,8 +132,8 @@ def test_existing_outputs_are_kept_unless_told_otherwise(photos, tmp_path, check
 def test_formats_give_the_models_image(photos, tmp_path, checkpoint, flags, padding):
     run("compress", photos / "a.png", tmp_path / "bins", checkpoint, "--padding", padding, *flags)
     run("decompress", tmp_path / "bins", tmp_path / "out", checkpoint)
-    from utils.images import to_tensor
-    from utils.padding import crop_centred, pad_centred
+    from utils.data.images import to_tensor
+    from utils.data.padding import crop_centred, pad_centred
 
     x = to_tensor(read_image(photos / "a.png")[0])
     with torch.no_grad():
@@ -163,9 +163,9 @@ def damaged(data: bytes):
 
 def test_no_damaged_file_gives_an_image(photos, tmp_path, checkpoint):
     from models import load_model
-    from utils.bitstream import BitstreamError
-    from utils.codec import compress_image, decompress_image
-    from utils.images import to_tensor
+    from utils.codec.bitstream import BitstreamError
+    from utils.codec.codec import compress_image, decompress_image
+    from utils.data.images import to_tensor
 
     model = load_model(checkpoint)
     data = compress_image(model, to_tensor(read_image(photos / "a.png")[0][:16, :16]))

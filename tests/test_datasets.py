@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from utils.cli import UserError
-from utils.datasets import (
+from utils.data.datasets import (
     DOWNSCALE_MIN,
     Crops,
     Draw,
@@ -26,7 +26,7 @@ from utils.datasets import (
     make_loader,
     usable_images,
 )
-from utils.split import split_folder
+from utils.data.split import split_folder
 
 PATCH = 16
 

@@ -13,11 +13,11 @@ from PIL import Image
 
 import eval as program
 from tests.toys import TOYS, toy_image, toy_model
-from utils.checkpoint import save_checkpoint
 from utils.cli import UserError
-from utils.curve import plan_points
-from utils.images import read_image, to_uint8
-from utils.reconstructions import output_names
+from utils.codec.checkpoint import save_checkpoint
+from utils.data.images import read_image, to_uint8
+from utils.data.reconstructions import output_names
+from utils.evaluation.curve import plan_points
 
 ROOT = Path(__file__).parents[1]
 

@@ -10,11 +10,11 @@ from PIL import Image
 
 from models.layers.gain import GainUnit
 from tests.toys import toy_image, toy_model
-from utils import evaluation
 from utils.cli import UserError
-from utils.evaluation import average, evaluate_images
-from utils.images import read_image, to_uint8
-from utils.results import make_results, read_results, to_json, write_results
+from utils.data.images import read_image, to_uint8
+from utils.evaluation import evaluation
+from utils.evaluation.evaluation import average, evaluate_images
+from utils.evaluation.results import make_results, read_results, to_json, write_results
 
 
 class FakeModel(torch.nn.Module):

@@ -8,8 +8,8 @@ import pytest
 import torch
 from PIL import Image, ImageCms
 
-from utils import images, padding
 from utils.cli import UserError
+from utils.data import images, padding
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from utils.cli import UserError
-from utils.jobs import Job, Outcome, Stages, run_jobs
+from utils.codec.folders import Job, Outcome, Stages, run_jobs
 
 
 def make(tmp_path, names: str) -> list[Job]:

@@ -8,9 +8,9 @@ from PIL import Image
 from scripts import measure_targets
 from tests.test_targets import graded_model
 from tests.toys import TOYS, toy_image
-from utils.checkpoint import save_checkpoint
 from utils.cli import UserError
-from utils.images import to_uint8
+from utils.codec.checkpoint import save_checkpoint
+from utils.data.images import to_uint8
 
 
 @pytest.fixture(scope="module")

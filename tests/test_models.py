@@ -10,7 +10,7 @@ from models import MODELS, build_model
 from models.coders import EncodingCoder, EstimatingCoder, SymbolCheck
 from models.portable import MatrixConvolution, MatrixDeconvolution
 from tests.toys import TOYS, toy_hyper, toy_image, toy_model
-from utils.rans import DesynchronisedError, Encoder
+from utils.entropy_coding.rans import DesynchronisedError, Encoder
 
 SIZES = [(1, 1), (1, 300), (17, 64), (128, 128), (129, 127), (200, 312), (256, 128)]
 

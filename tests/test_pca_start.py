@@ -7,7 +7,7 @@ from models import build_model
 from tests.toys import TOYS, toy_image
 from utils.cli import UserError
 from utils.metrics import psnr
-from utils.pca_start import start_as_pca, step_size
+from utils.training.pca_start import start_as_pca, step_size
 
 SIZES = {"channels": (16, 48, 96), "depths": (0, 1, 2), "head_dims": (8, 8, 8), "slices": 4, "hidden": (8, 8)}
 

@@ -15,8 +15,8 @@ from models.layers.dictionary import DictionaryCrossAttention
 from tests.toys import TOYS, toy_hyper, toy_image, toy_model
 from train import main as train
 from utils.cli import UserError
-from utils.codec import compress_image, decompress_image
-from utils.images import to_uint8, write_png
+from utils.codec.codec import compress_image, decompress_image
+from utils.data.images import to_uint8, write_png
 
 KINDS = ("tcm-dictionary", "elic", "elic-dictionary", "elic-plus-dictionary", "global-tokens")
 NAMES_OF_COMPRESSAI = (

@@ -14,9 +14,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from models.coders import SymbolCheck
 from models.stripes import stripes_of
 from tests.toys import TOYS, toy_model
-from utils.bitstream import BitstreamError
-from utils.codec import compress_image, decompress_image, latent_shape, open_file, verify_file, without_onednn
-from utils.images import read_image, to_tensor
+from utils.codec.bitstream import BitstreamError
+from utils.codec.codec import compress_image, decompress_image, latent_shape, open_file, verify_file, without_onednn
+from utils.data.images import read_image, to_tensor
 
 HERE = Path(__file__).parent
 SAMPLES = HERE.parent / "assets" / "samples"

@@ -12,10 +12,10 @@ import pytest
 from compressai._CXX import pmf_to_quantized_cdf
 from compressai.ans import BufferedRansEncoder, RansDecoder
 
-import utils.rans_loops
+import utils.entropy_coding.rans_loops
 from models.layers.entropy_models import gaussian_pmf, published_scale_table
-from utils.entropy_tables import quantize_pmf, quantize_pmfs
-from utils.rans import Decoder, DesynchronisedError, Encoder, Tables, reciprocals
+from utils.entropy_coding.frequencies import quantize_pmf, quantize_pmfs
+from utils.entropy_coding.rans import Decoder, DesynchronisedError, Encoder, Tables, reciprocals
 
 
 @pytest.fixture(scope="module")
@@ -213,7 +213,7 @@ def test_division_is_exact():
     multiples = [x // frequencies * frequencies for x in (np.full(65536, last), *random)]
     states = [np.full(65536, last), *random, *multiples, *(x - np.uint64(x.all()) for x in multiples)]
     for column in states:
-        quotients = [utils.rans_loops.divide(x, at, *reciprocals()) for at, x in enumerate(column)]
+        quotients = [utils.entropy_coding.rans_loops.divide(x, at, *reciprocals()) for at, x in enumerate(column)]
         assert np.array_equal(np.array(quotients, np.uint64), column // frequencies)
 
 
@@ -355,7 +355,7 @@ def test_frequencies_are_compressais():
 
 
 def test_numba_waits_until_it_is_needed():
-    code = "import sys, utils.rans; sys.exit('numba' in sys.modules)"
+    code = "import sys, utils.entropy_coding.rans; sys.exit('numba' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
@@ -366,10 +366,10 @@ def test_no_folder_for_compiled_code(tables, monkeypatch):
         raise PermissionError("read-only")
 
     monkeypatch.setattr("numba.core.caching._CacheLocator.ensure_cache_path", refuse)
-    spec = importlib.util.spec_from_file_location("loops_without_cache", utils.rans_loops.__file__)
+    spec = importlib.util.spec_from_file_location("loops_without_cache", utils.entropy_coding.rans_loops.__file__)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     assert type(module.encode._cache).__name__ == "NullCache"
-    monkeypatch.setattr("utils.rans_loops.encode", module.encode)
+    monkeypatch.setattr("utils.entropy_coding.rans_loops.encode", module.encode)
     symbols, indexes = draw(tables, 50, 9)
     assert encode(symbols, indexes, tables) == by_hand(symbols, indexes, tables)

@@ -16,7 +16,7 @@ from models import build_model
 from models.base import crop, pad_to_multiple
 from models.coders import SymbolCheck, get_symbols
 from tests.fill_weights import fill_
-from utils.rans import Decoder, Encoder
+from utils.entropy_coding.rans import Decoder, Encoder
 
 HERE = Path(__file__).parent / "reference"
 MODELS = {"dcae": "dcae", "tcm": "tcm-large", "icwem": "icwem"}

@@ -12,11 +12,11 @@ from PIL import Image
 import eval as program
 from tests.toys import toy_image, toy_model
 from utils.cli import UserError
-from utils.evaluation import evaluate_images
-from utils.images import read_image, to_uint8
-from utils.report import box_in_map
-from utils.report_page import measured_curves, script_json, value_for_script
-from utils.report_pictures import Curve, colour_map, nice_ticks, rd_plot
+from utils.data.images import read_image, to_uint8
+from utils.evaluation.evaluation import evaluate_images
+from utils.evaluation.report import box_in_map
+from utils.evaluation.report_page import measured_curves, script_json, value_for_script
+from utils.evaluation.report_pictures import Curve, colour_map, nice_ticks, rd_plot
 
 AWKWARD = "</script><b>&\"'é.png".replace("/", "")  # a file's name cannot hold a slash
 

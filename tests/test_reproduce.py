@@ -10,12 +10,12 @@ import pytest
 
 from models import MODELS
 from scripts.plot_rd import FIGURES
-from utils.rd_curves import resolve
+from utils.figures.rd_curves import resolve
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "docs" / "reproduce.md").read_text().replace("\\\n", " ")
 COMMANDS = [shlex.split(line, comments=True)[1:] for line in re.findall(r"^python .*|(?<=`)python [^`]*", TEXT, re.M)]
-ELSEWHERE = {"train.py": "utils/train_flags.py"}  # where a program's flags are
+ELSEWHERE = {"train.py": "utils/training/flags.py"}  # where a program's flags are
 WRITTEN = re.compile(r"kodak/dcae-small")  # by a command before
 
 

@@ -9,14 +9,14 @@ from PIL import Image
 
 from scripts import bd_rate, bench_codecs, plot_rd, rate_speed, rd_table
 from tests.toys import toy_image
-from utils.bd_rate import METHODS, compare, mean_over_images
-from utils.classical_codecs import PILLOW_CODECS
 from utils.cli import UserError
-from utils.codec_programs import rgb_to_ycbcr, ycbcr_to_rgb
-from utils.images import to_uint8
-from utils.plots import FORMATS
-from utils.rd_curves import METRICS, RESULTS, Curve, image_curves, known_curves, load_curve, resolve
-from utils.results import read_results
+from utils.data.images import to_uint8
+from utils.evaluation.results import read_results
+from utils.figures.bd_rate import METHODS, compare, mean_over_images
+from utils.figures.classical_codecs import PILLOW_CODECS
+from utils.figures.codec_programs import rgb_to_ycbcr, ycbcr_to_rgb
+from utils.figures.plots import FORMATS
+from utils.figures.rd_curves import METRICS, RESULTS, Curve, image_curves, known_curves, load_curve, resolve
 
 COLUMNS = {"bpp": (0, 24), "psnr-rgb": (10, 70), "ms-ssim-rgb": (0, 1)}  # name -> range of its values
 PNG_START = b"\x89PNG\r\n\x1a\n"

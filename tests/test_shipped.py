@@ -12,9 +12,9 @@ from PIL import Image
 
 from models import load_model
 from tests.test_portable import ENVIRONMENTS, environment
-from utils.checkpoint import DEFAULT_CHECKPOINT
-from utils.codec import compress_image, decompress_image, verify_file
-from utils.images import read_image, to_tensor, to_uint8, write_png
+from utils.codec.checkpoint import DEFAULT_CHECKPOINT
+from utils.codec.codec import compress_image, decompress_image, verify_file
+from utils.data.images import read_image, to_tensor, to_uint8, write_png
 from utils.metrics import psnr
 
 STORED = Path(__file__).parent / "shipped"

@@ -32,10 +32,10 @@ from models.stripes import (
 )
 from tests.plain import plain
 from tests.toys import TOYS, toy_image, toy_model
-from utils import inference
 from utils.cli import UserError
-from utils.codec import compress_image, decompress_image
-from utils.inference import (
+from utils.codec.codec import compress_image, decompress_image
+from utils.inference import memory as inference
+from utils.inference.memory import (
     apply_inference_flags,
     bounded,
     give_back_memory,
@@ -44,8 +44,8 @@ from utils.inference import (
     memory_size,
     stripe_within,
 )
-from utils.optimization import Average
-from utils.threads import in_threads
+from utils.inference.threads import in_threads
+from utils.training.optimization import Average
 
 THIN = 3000  # bytes: a row or a few
 
@@ -53,7 +53,7 @@ THIN = 3000  # bytes: a row or a few
 @pytest.fixture
 def two_threads(monkeypatch):
     """Loops are cut into as many parts as there are rows, for two threads."""
-    monkeypatch.setattr("utils.threads.LEAST_VALUES", 1)
+    monkeypatch.setattr("utils.inference.threads.LEAST_VALUES", 1)
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     yield
@@ -294,7 +294,7 @@ def test_max_memory_is_kept_or_refused():
 MEASURE_KEPT_MEMORY = """
 import resource  # which Windows has not
 import torch
-from utils.inference import give_back_memory, held, keep_memory
+from utils.inference.memory import give_back_memory, held, keep_memory
 keep_memory()
 for pages in (20 << 10, 16 << 10, 15 << 10):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

@@ -7,9 +7,9 @@ import compress_and_decompress
 from models.layers.gain import QUALITY_MAX, QUALITY_MIN, GainUnit
 from tests.toys import toy_image, toy_model
 from utils.cli import UserError
-from utils.codec import compress_image, decompress_image
+from utils.codec.codec import compress_image, decompress_image
+from utils.codec.targets import Target, Trial, compress_to_target, search
 from utils.metrics import psnr, quantise_8_bit
-from utils.targets import Target, Trial, compress_to_target, search
 
 
 def curve(kind, low, high):

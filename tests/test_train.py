@@ -19,14 +19,14 @@ from scripts.export_checkpoint import main as export
 from tests.toy_training import RECIPE, checkpoint, equal, events, flags, write_photos
 from tests.toys import TOYS, toy_image, toy_model
 from train import main
-from utils.checkpoint import save_checkpoint
 from utils.cli import UserError, run_program
-from utils.distributed import Processes
-from utils.evaluation import average, evaluate_images
-from utils.images import to_uint8, write_png
-from utils.split import split_folder
-from utils.stopping import StopRequest
-from utils.train_flags import check_flags, parse_arguments, settings
+from utils.codec.checkpoint import save_checkpoint
+from utils.data.images import to_uint8, write_png
+from utils.data.split import split_folder
+from utils.evaluation.evaluation import average, evaluate_images
+from utils.training.distributed import Processes
+from utils.training.flags import check_flags, parse_arguments, settings
+from utils.training.stopping import StopRequest
 
 TWO_STEPS = ("--batch-size", "2", "--max-steps", "2", "--val-every", "0")
 

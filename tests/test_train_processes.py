@@ -18,10 +18,10 @@ import torch
 from tests.toy_training import ENVIRONMENT, RECIPE, ROOT, checkpoint, equal, events, flags, launched, run, write_photos
 from tests.toys import toy_model
 from train import main
-from utils import distributed
-from utils.checkpoint import save_checkpoint
 from utils.cli import UserError
-from utils.distributed import joined_processes
+from utils.codec.checkpoint import save_checkpoint
+from utils.training import distributed
+from utils.training.distributed import joined_processes
 
 ONE_STEP = ("--batch-size", "2", "--max-steps", "1", "--val-every", "0")
 ENDLESS = ("--batch-size", "1", "--max-steps", "100000", "--save-every", "3", "--log-every", "1", "--val-every", "0")

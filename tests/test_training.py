@@ -13,14 +13,14 @@ import torch
 from models.layers.entropy_models import SCALE_MIN
 from models.layers.gain import LAMBDA_MAX, LAMBDA_MIN, lambda_of_quality
 from tests.toys import toy_image, toy_model
-from utils import checkpoint
-from utils.checkpoint import read_checkpoint, remove_unfinished, save_checkpoint
 from utils.cli import UserError
-from utils.distributed import Processes
-from utils.losses import balance, rate_distortion
-from utils.optimization import Average, Schedule, clip_gradient, make_optimizers, quantiles_of, weights_of
-from utils.run_state import RunState
-from utils.training import MOST_NOT_FINITE, Recipe, train_step, transforms_in
+from utils.codec import checkpoint
+from utils.codec.checkpoint import read_checkpoint, remove_unfinished, save_checkpoint
+from utils.training.distributed import Processes
+from utils.training.losses import balance, rate_distortion
+from utils.training.optimization import Average, Schedule, clip_gradient, make_optimizers, quantiles_of, weights_of
+from utils.training.run_state import RunState
+from utils.training.step import MOST_NOT_FINITE, Recipe, train_step, transforms_in
 
 CPU = torch.device("cpu")
 

@@ -13,10 +13,10 @@ from PIL import Image
 from models.stripes import stripes_of
 from scripts.visualize_dictionary import main, summarise
 from tests.toys import toy_image, toy_model
-from utils.checkpoint import save_checkpoint
 from utils.cli import UserError
-from utils.dictionary_maps import Use, attention, attention_maps, effective_number, usage
-from utils.images import to_uint8, write_png
+from utils.codec.checkpoint import save_checkpoint
+from utils.data.images import to_uint8, write_png
+from utils.figures.dictionary_maps import Use, attention, attention_maps, effective_number, usage
 
 
 def test_attention_is_what_the_layer_weights_values_with():

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from tests.toys import toy_image
-from utils.images import to_uint8
+from utils.data.images import to_uint8
 
 ROOT = Path(__file__).parent.parent
 SIZES = ["--model", "dcae", "--N", "16", "--M", "40", "--model-option", "channels=[8,16,16]", "depths=[0,1,1]"]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import platform
+from pathlib import Path
 
 import torch
 
@@ -46,3 +48,10 @@ def _require_gpu(device: torch.device, flag: str) -> None:
         raise UserError(f"{flag}: this machine has no usable CUDA GPU; leave the flag out to work on the CPU")
     if device.index is not None and device.index >= count:
         raise UserError(f"{flag}: there are only {count} GPUs, the first is cuda:0")
+
+
+def processor() -> str:
+    """The CPU's name, if the system says it."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()

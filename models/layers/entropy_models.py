@@ -19,10 +19,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from utils.entropy_tables import quantize_pmfs, unpack_rows
+from utils.entropy_coding.frequencies import quantize_pmfs, unpack_rows
 
 if TYPE_CHECKING:
-    from utils.rans import Tables
+    from utils.entropy_coding.rans import Tables
 
 TAIL_MASS = 1e-9  # probability left to the escape code
 LIKELIHOOD_BOUND = 1e-9  # keeps -log2 and its gradient finite
@@ -85,7 +85,7 @@ class EntropyModel(nn.Module):
     def tables(self) -> Tables:
         """The entropy coder's tables, converted once. Raises ValueError before `update()`."""
         if self._tables is None:
-            from utils.rans import Tables  # Numba, which training seldom needs
+            from utils.entropy_coding.rans import Tables  # Numba, which training seldom needs
 
             if not self._offset.numel():
                 raise ValueError("the entropy tables are empty: call update() first")
@@ -202,7 +202,7 @@ class EntropyBottleneck(EntropyModel):
         CompressAI computes them in float32; they differ from ours by single counts in a few channels, which is enough
         to lose a file.
         """
-        from utils.rans import Tables
+        from utils.entropy_coding.rans import Tables
 
         if self.tables_are_given and not self._tables_are_ours():
             return self.tables()

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from utils.threads import flat, in_threads
+from utils.inference.threads import flat, in_threads
 
 KERNEL, RESULT = 3, 4  # sides of kernel and result
 TILE = RESULT + KERNEL - 1

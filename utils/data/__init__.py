@@ -1,0 +1,4 @@
+"""Images from disk: reading, padding, lists of files, crops for training.
+
+Imports utils/*.py only.
+"""

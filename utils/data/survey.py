@@ -1,0 +1,42 @@
+"""The images of a training run, as the first process finds them for all."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from utils.data.datasets import HeldImages, ImageFiles, Usable, usable_images
+from utils.data.split import Split, split_folder
+
+
+@dataclass(frozen=True)
+class Survey:
+    """Images to train on and to validate on, what to say about them, and what tells this set from another."""
+
+    images: Usable
+    validation: list[Path]
+    text: str
+    identity: dict[str, Any]
+
+
+def survey_images(args: argparse.Namespace) -> Survey:
+    """Look through --dataset. Raises UserError where it holds nothing to train on."""
+    split: Split = split_folder(args.dataset, args.val_share, args.val_images)
+    images = usable_images(split.train, args.patch_size[0], progress=True)
+    skipped = f"skipped {images.unreadable} unreadable and {images.small} smaller than {args.patch_size[0]} pixels"
+    text = f"{len(images.paths)} images to train on, {len(split.validation)} to validate on ({split.origin}); {skipped}"
+    names = "\n".join(path.relative_to(args.dataset).as_posix() for path in images.paths)
+    identity = {"images": len(images.paths), "hash": hashlib.sha256(names.encode()).hexdigest()}
+    return Survey(images, split.validation, text, identity)
+
+
+def hold_images(args: argparse.Namespace, images: Usable, device: torch.device, progress: bool):
+    """The images as --cache asks for them."""
+    if args.cache == "none":
+        return ImageFiles(images.paths)
+    return HeldImages(images, device if args.cache == "device" else torch.device("cpu"), progress)

@@ -1,0 +1,149 @@
+"""The loops of `utils/entropy_coding/rans.py`, compiled by Numba. They release the interpreter lock and trust their
+arguments.
+
+`steps` (n, L) uint32 holds start and frequency minus one of each interval, `position` (2,) uint64 the coder's state and
+place in `words`, updated in place. Each state waits for the one before, whereas all that depends on symbols alone is
+done ahead: what lies between two states decides the speed.
+
+A symbol outside its table is escaped: the table's last interval, then how many
+groups of 4 bits follow, then the groups of the zigzag-mapped distance, low group first, each put without a model. Where
+the count is 15 more would follow; no distance of 32 bits needs more than 8, so that never happens in a valid string.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+from utils.entropy_coding.rans import LOWER_BOUND, PRECISION
+from utils.jit import compiled
+
+BYPASS_BITS, BYPASS_MASK, MAX_GROUPS = 4, 15, 8
+OK, TOO_SHORT, BAD_ESCAPE = 0, 1, 2
+INT32_MIN, INT32_MAX = -(2**31), 2**31 - 1
+ONE, HALF, LOW_HALF = np.uint64(1), np.uint64(16), np.uint64(0xFFFF)  # mixed with plain integers, uint64 becomes float
+
+
+@compiled
+def _make_room(state, at, words, frequency):
+    """Move the low word out where the state would outgrow 63 bits: (state, place of the first word).
+
+    Returning early makes it a predicted branch; as an assignment it becomes a conditional move, at several times the
+    time. So does `_refill`.
+    """
+    if state < frequency << np.uint64(63 - PRECISION):
+        return state, at
+    words[at - 1] = np.uint32(state & np.uint64(0xFFFFFFFF))
+    return state >> np.uint64(32), at - 1
+
+
+@compiled
+def _put_group(state, at, words, group):
+    state, at = _make_room(state, at, words, np.uint64(1 << (PRECISION - BYPASS_BITS)))
+    return (state << np.uint64(BYPASS_BITS)) | np.uint64(group), at
+
+
+@compiled
+def _put_distance(state, at, words, distance):
+    """Backwards, as all of encoding: groups from the high one to the low one, then their number."""
+    groups = 0
+    while distance >> (groups * BYPASS_BITS):
+        groups += 1
+    for j in range(groups - 1, -1, -1):
+        state, at = _put_group(state, at, words, (distance >> (j * BYPASS_BITS)) & BYPASS_MASK)
+    return _put_group(state, at, words, groups)
+
+
+@intrinsic
+def _high_half(context, a, b):
+    """The high 64 bits of the 128 of a product: one instruction, which neither Python nor NumPy has a name for."""
+
+    def build(_, builder, signature, arguments):
+        wide = ir.IntType(128)
+        product = builder.mul(*(builder.zext(argument, wide) for argument in arguments))
+        return builder.trunc(builder.lshr(product, ir.Constant(wide, 64)), ir.IntType(64))
+
+    return types.uint64(types.uint64, types.uint64), build
+
+
+@compiled
+def divide(state, at, factors, shifts):
+    """state // (at + 1) for a state below 2^63, by `rans.reciprocals`: in half the time of the processor's division."""
+    return _high_half(state << ONE, factors[at]) >> np.uint64(shifts[at])
+
+
+@compiled
+def encode(symbols, rows, steps, lengths, offsets, factors, shifts, words, position):
+    """Code symbols from the last to the first, filling `words` from the end."""
+    state, at = position[0], np.int64(position[1])
+    for i in range(len(symbols) - 1, -1, -1):
+        row = rows[i]
+        value, last = np.int64(symbols[i]) - offsets[row], np.int64(lengths[row]) - 2
+        if value < 0 or value >= last:
+            distance = 2 * (value - last) if value >= 0 else -2 * value - 1
+            state, at = _put_distance(state, at, words, distance)
+            value = last
+        step = np.uint64(steps[row, np.uint64(value)])
+        frequency = (step & LOW_HALF) + ONE
+        state, at = _make_room(state, at, words, frequency)
+        quotient = divide(state, step & LOW_HALF, factors, shifts)
+        state += quotient * (np.uint64(1 << PRECISION) - frequency) + (step >> HALF)
+    position[0], position[1] = state, np.uint64(at)
+
+
+@compiled
+def _refill(state, at, words):
+    """(state, words read), or a state of 0 at the end of the words."""
+    if state >= np.uint64(LOWER_BOUND):
+        return state, at
+    if at >= len(words):
+        return np.uint64(0), at
+    return (state << np.uint64(32)) | np.uint64(words[at]), at + 1
+
+
+@compiled
+def _get_distance(state, at, words):
+    """(zigzag-mapped distance, state, words read); state 0 at the end, distance -1 where it exceeds 32 bits."""
+    groups = np.int64(state & np.uint64(BYPASS_MASK))
+    state, at = _refill(state >> np.uint64(BYPASS_BITS), at, words)
+    if groups > MAX_GROUPS:
+        return np.int64(-1), state, at
+    distance = np.int64(0)
+    for j in range(groups):
+        distance |= np.int64(state & np.uint64(BYPASS_MASK)) << (j * BYPASS_BITS)
+        state, at = _refill(state >> np.uint64(BYPASS_BITS), at, words)
+    return distance, state, at
+
+
+@compiled
+def decode(words, position, rows, steps, lengths, offsets, entries, first, shifts, symbols):
+    """Fill `symbols`; say OK, TOO_SHORT or BAD_ESCAPE. Work is bounded for each symbol, whatever the words are.
+
+    `entries`, `first` and `shifts` are `rans.Tables.lookup`. An entry ends with a step, so that where the search ends
+    with the interval it begins with, as mostly, the next state waits for a single load.
+    """
+    state, at = position[0], np.int64(position[1])
+    for i in range(len(rows)):
+        row = rows[i]
+        cumulative = state & LOW_HALF
+        entry = entries[first[row] + (cumulative >> np.uint64(shifts[row]))]
+        interval, start, rest = entry >> np.uint64(32), entry >> HALF & LOW_HALF, entry & LOW_HALF
+        while cumulative - start > rest:
+            interval += ONE
+            step = np.uint64(steps[row, interval])
+            start, rest = step >> HALF, step & LOW_HALF
+        state = (rest + ONE) * (state >> HALF) + (cumulative - start)
+        state, at = _refill(state, at, words)
+        value, last = np.int64(interval), np.int64(lengths[row]) - 2
+        if value == last:
+            distance, state, at = _get_distance(state, at, words)
+            value = -(distance >> 1) - 1 if distance & 1 else (distance >> 1) + last
+            if distance < 0 or not INT32_MIN <= value + offsets[row] <= INT32_MAX:
+                return BAD_ESCAPE
+        if state == np.uint64(0):
+            return TOO_SHORT
+        symbols[i] = value + offsets[row]
+    position[0], position[1] = state, np.uint64(at)
+    return OK

@@ -1,0 +1,239 @@
+"""What one model makes of some images: rate, distortion and time, image by image and on average.
+
+eval.py prints it, and train.py's validation is the same code on the same whole images, so that the two agree.
+
+A record is a dict of one image; a quantity that was not measured, or that the image does not have, is None:
+
+    name, height, width     the path as given, and its pixels
+    bpp                     bits per real pixel (padding adds none): of the whole file, or estimated without one
+    bpp_y, bpp_z            its parts: the latent and the hyper-latent
+    bpp_header              the rest of the file (0 for an estimate)
+    bpp_estimated           -sum log2 of the likelihoods per pixel
+    excess_percent          how far bpp is above bpp_estimated
+    bytes                   of the file
+    mse, psnr, ms_ssim, ms_ssim_db                          of the image as its 8-bit file shows it; psnr in dB
+    mse_float, psnr_float, ms_ssim_float, ms_ssim_db_float  of the clamped, unrounded output
+    encode_ms, decode_ms    pixels to the bytes of the file, and back to pixels on the model's device
+    forward_ms              the estimate: one pass through the model, without entropy coding
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from utils.data.images import read_image, to_tensor, to_uint8
+from utils.data.padding import DEFAULT_PADDING, crop_centred, pad_centred
+from utils.inference.memory import bounded, compile_ahead
+from utils.metrics import bits_per_position, bpp, estimated_bits, ms_ssim, ms_ssim_db, mse, psnr_of_mse, quantise_8_bit
+
+Record = dict[str, Any]
+Result = TypeVar("Result")
+
+AS_FILE = ("mse", "psnr", "ms_ssim", "ms_ssim_db")
+QUANTITIES = (
+    *("bpp", "bpp_y", "bpp_z", "bpp_header", "bpp_estimated", "bytes"),
+    *AS_FILE,
+    *(f"{name}_float" for name in AS_FILE),
+    *("encode_ms", "decode_ms", "forward_ms"),
+)
+
+
+def evaluate_images(
+    model: nn.Module,
+    paths: Iterable[str | Path],
+    *,
+    device: torch.device | str | None = None,
+    quality: float | None = None,
+    real: bool = False,
+    arithmetic: str = "fp32",
+    warm_up: bool = False,
+    progress: str | None = None,
+    keep: Callable[[Path, np.ndarray], None] | None = None,
+    keep_bits: Callable[[Path, np.ndarray], None] | None = None,
+    failed: Callable[[Path, Exception], None] | None = None,
+    noted: Callable[[Path, list[str]], None] | None = None,
+) -> list[Record]:
+    """Evaluate `model` on whole images one at a time; return a record (see above) for each that worked.
+
+    The model works in eval mode, under torch.inference_mode, and is left in the mode it was in.
+
+    Args:
+        device: where the images go; by default where the model is.
+        quality: 1..100 for variable-rate models, None for the others.
+        real: code every image to the bytes of a file and back (the entropy tables must be up to date) and measure
+            that; otherwise the rate is estimated from the likelihoods.
+        arithmetic: of the entropy path of real files, "fp32" or "fp64" (decodes on any machine).
+        warm_up: run the first image once before it is timed, for what a device does the first time only.
+        progress: label of a bar on stderr, shown on a terminal; None for no bar.
+        keep: called with each path and its reconstruction, uint8 (H, W, 3).
+        keep_bits: called with each path and the estimated bits at each position of y, summed over its channels,
+            float64 (h, w); of the image as it was padded.
+        failed: called with each path that cannot be evaluated and why; without it the first such error is raised.
+        noted: called with each path and what reading it lost or changed, if anything.
+    """
+    device = torch.device(device) if device is not None else next(model.parameters()).device
+    evaluate = partial(evaluate_image, model, device=device, quality=quality, real=real, arithmetic=arithmetic)
+    records: list[Record] = []
+    with evaluating(model):
+        for path in tqdm(list(paths), desc=progress, unit="image", disable=None if progress else True):
+            try:
+                records.append(evaluate_file(path, evaluate, warm_up and not records, keep, keep_bits, noted))
+            except Exception as error:  # whatever one image brings about, the others are still worth measuring
+                if failed is None:
+                    raise
+                failed(Path(path), error)
+    return records
+
+
+def evaluate_file(
+    path: str | Path,
+    evaluate: Callable[[np.ndarray], tuple[Record, np.ndarray, np.ndarray]],
+    warm_up: bool = False,
+    keep: Callable[[Path, np.ndarray], None] | None = None,
+    keep_bits: Callable[[Path, np.ndarray], None] | None = None,
+    noted: Callable[[Path, list[str]], None] | None = None,
+) -> Record:
+    """Read one image, `evaluate` it (once more before that to `warm_up`), pass on what comes of it."""
+    path = Path(path)
+    pixels, notes = read_image(path)
+    if noted and notes:
+        noted(path, notes)
+    if warm_up:
+        evaluate(pixels)
+    record, decoded, bits = evaluate(pixels)
+    if keep:
+        keep(path, decoded)
+    if keep_bits:
+        keep_bits(path, bits)
+    return {"name": path.as_posix(), **record}
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode without gradients; afterwards training goes on where it was."""
+    was_training = model.training
+    if was_training:  # a model in eval mode keeps what it has derived from its weights
+        model.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        if was_training:
+            model.train()
+
+
+def evaluate_image(
+    model: nn.Module,
+    pixels: np.ndarray,
+    *,
+    device: torch.device,
+    quality: float | None = None,
+    real: bool = False,
+    arithmetic: str = "fp32",
+) -> tuple[Record, np.ndarray, np.ndarray]:
+    """Record of one image, uint8 (H, W, 3), without its name, its reconstruction, likewise, and its bits (h, w)."""
+    height, width = pixels.shape[:2]
+    x = to_tensor(pixels).to(device)
+    record: Record = {"height": height, "width": width, **dict.fromkeys(QUANTITIES)}
+    rates, x_hat, bits = estimate(model, x, quality)
+    record.update(rates)
+    if real:
+        rates, x_hat = code(model, x, quality, arithmetic)
+        record.update(rates)
+    record.update(distortion(x, quantise_8_bit(x_hat)))
+    record.update({f"{name}_float": value for name, value in distortion(x, x_hat).items()})
+    record["excess_percent"] = excess(record)
+    return record, to_uint8(x_hat), bits.cpu().numpy()
+
+
+def estimate(model: nn.Module, x: Tensor, quality: float | None) -> tuple[Record, Tensor, Tensor]:
+    """Estimated rate of one image (1, 3, H, W), its reconstruction, clamped to [0, 1], and bits a position (h, w).
+
+    Padded as a file's image is, so that the estimate is of the same symbols.
+    """
+    size = x.shape[-2:]
+    padded = pad_centred(x, model.size_multiple, DEFAULT_PADDING)
+    compile_ahead(model, *size, "analysis", "synthesis")
+    with bounded(model, *size):
+        out, milliseconds = timed(lambda: model(padded, quality=quality), x.device)
+    y, z = (bpp(estimated_bits(out["likelihoods"][name]), *size) for name in ("y", "z"))
+    rates = {"bpp": y + z, "bpp_y": y, "bpp_z": z, "bpp_header": 0.0, "bpp_estimated": y + z}
+    x_hat = crop_centred(out["x_hat"], size).clamp(0, 1)
+    return {**rates, "forward_ms": milliseconds}, x_hat, bits_per_position(out["likelihoods"]["y"])
+
+
+def code(model: nn.Module, x: Tensor, quality: float | None, arithmetic: str) -> tuple[Record, Tensor]:
+    """Rate of one image (1, 3, H, W) as the bytes of its file, and the file's image in [0, 1]."""
+    from utils.codec.bitstream import unpack  # here, because validation does without the entropy coder
+    from utils.codec.codec import compress_image, decompress_image
+
+    size, device = x.shape[-2:], x.device
+    compile_ahead(model, *size, "analysis", "synthesis")
+    with bounded(model, *size, arithmetic):
+        data, encode_ms = timed(lambda: compress_image(model, x, quality=quality, arithmetic=arithmetic), device)
+    x_hat, decode_ms = timed(lambda: decompress_image(model, data), device)
+    y, z = (bpp(8 * len(string), *size) for string in unpack(data).strings)
+    total = bpp(8 * len(data), *size)
+    rates = {"bytes": len(data), "bpp": total, "bpp_y": y, "bpp_z": z, "bpp_header": total - y - z}
+    return {**rates, "encode_ms": encode_ms, "decode_ms": decode_ms}, x_hat
+
+
+def distortion(x: Tensor, x_hat: Tensor) -> Record:
+    """MSE, PSNR in dB, MS-SSIM in 0..1 and in dB of two images (1, 3, H, W) in [0, 1]."""
+    error, similarity = mse(x, x_hat), ms_ssim(x, x_hat)
+    return dict(zip(AS_FILE, (error, psnr_of_mse(error), similarity, ms_ssim_db(similarity))))
+
+
+def excess(record: Record) -> float | None:
+    """By how many percent the real rate is above the estimated one; None where the rate is an estimate itself."""
+    real = record["bytes"] is not None and record["bpp_estimated"]
+    return 100 * (record["bpp"] / record["bpp_estimated"] - 1) if real else None
+
+
+def timed(function: Callable[[], Result], device: torch.device) -> tuple[Result, float]:
+    """What `function` returns, and the milliseconds until the device has finished it."""
+    synchronise(device)
+    start = time.perf_counter()
+    result = function()
+    synchronise(device)
+    return result, 1000 * (time.perf_counter() - start)
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait for the device to finish what it was given; a CPU has finished already."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def average(records: Sequence[Record]) -> Record:
+    """Average of records: each quantity's mean over the images that have it, None if none has.
+
+    The PSNR of a set is the mean of the images' PSNR, as papers report it, and likewise MS-SSIM in dB;
+    "psnr_of_mean_mse" and "ms_ssim_db_of_mean" are the other way to average. "excess_percent" compares the mean
+    rates. "images" counts all, "images_with_ms_ssim" those large enough for MS-SSIM. Raises ValueError for no records.
+    """
+    if not records:
+        raise ValueError("no images to average over")
+    result = {name: mean(record[name] for record in records) for name in QUANTITIES}
+    result["excess_percent"] = excess(result)
+    result["psnr_of_mean_mse"] = psnr_of_mse(result["mse"])
+    result["ms_ssim_db_of_mean"] = ms_ssim_db(result["ms_ssim"])
+    result["images"] = len(records)
+    result["images_with_ms_ssim"] = sum(record["ms_ssim"] is not None for record in records)
+    return result
+
+
+def mean(values: Iterable[float | None]) -> float | None:
+    """Mean of the values that are not None, None if there are none."""
+    present = [value for value in values if value is not None]
+    return sum(present) / len(present) if present else None

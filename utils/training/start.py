@@ -1,0 +1,110 @@
+"""Where a training run starts: fresh weights, given weights, or the state in which a run was left."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from models import MODELS, build_model, default_config, load_model
+from models.base import SliceCompressionModel
+from models.loading import TABLES
+from utils.cli import UserError
+from utils.codec.checkpoint import read_checkpoint
+from utils.training.flags import requested_options, settings
+
+LATEST, BEST = "latest.pt", "best.pt"
+TRAINING_STATE = ("optimizer", "aux_optimizer", "scaler", "ema", "rng", "step", "flags")
+BUILD_NAMES = {"tcm": "tcm-large", "dcae-global-tokens": "dcae-ablation-global-tokens"}  # others are named as built
+
+
+@dataclass
+class Start:
+    """A model under the name build_model knows, the checkpoint to go on with if any, and what to say about it."""
+
+    name: str
+    model: SliceCompressionModel
+    state: dict[str, Any] | None
+    text: str
+
+
+def find_start(args: argparse.Namespace, folder: Path | None) -> Start:
+    """What the flags ask for. Raises UserError where a file does not fit them or the folder holds another run."""
+    latest = folder / LATEST if folder else None
+    if latest and latest.exists() and not (args.resume or args.continue_train):
+        raise UserError(
+            f"--save_path {folder}: holds a run already; --resume goes on with it, or choose another folder"
+        )
+    if args.resume and latest.exists():
+        return go_on(args, latest)
+    if args.continue_train:
+        return go_on(args, args.checkpoint)
+    none = f"there is nothing to resume in {folder}; " if args.resume else ""
+    start = from_weights(args) if args.checkpoint else fresh(args)
+    return Start(start.name, start.model, None, none + start.text)
+
+
+def fresh(args: argparse.Namespace) -> Start:
+    """A new model."""
+    name = args.model or "dcae"
+    return Start(name, build(name, requested_options(args, name)), None, f"starting {name} with fresh weights")
+
+
+def build(name: str, options: dict[str, Any]) -> SliceCompressionModel:
+    """build_model, with sizes that do not go together as a UserError."""
+    try:
+        return build_model(name, **options)
+    except (ValueError, TypeError, RuntimeError, ZeroDivisionError) as error:
+        raise UserError(f"--model {name} with {options}: these sizes do not go together: {error}") from error
+
+
+def go_on(args: argparse.Namespace, path: Path) -> Start:
+    """The model and the whole state of a checkpoint that train.py wrote."""
+    content = read_checkpoint(path)
+    missing = [key for key in TRAINING_STATE if key not in content]
+    if missing:
+        raise UserError(f"{path}: holds weights but no training state ({', '.join(missing)}); use --checkpoint alone")
+    name, config = content["model"]["name"], content["model"]["config"]
+    check_model(args, path, name, config)
+    if bool(content["ema"]) != bool(args.ema):
+        raise UserError(f"--ema {args.ema}: {path} was trained with --ema {content['flags']['ema']}; give the same")
+    text = f"going on with {path} after step {content['step']}{changes(content['flags'], settings(args))}"
+    return Start(name, build_model(name, **config), content, text)
+
+
+def changes(before: dict[str, Any], now: dict[str, Any]) -> str:
+    """In words, what is set differently from when the checkpoint was written."""
+    names = [name for name in now if name in before and before[name] != now[name]]
+    return "".join(f"; {name} was {before[name]} and is {now[name]}" for name in names)
+
+
+def check_model(args: argparse.Namespace, path: Path, name: str, config: dict[str, Any]) -> None:
+    """Raise UserError where the flags name another model or size than the checkpoint holds."""
+    full = default_config(name) | config
+    if full.get("variable_rate") and not args.variable_rate:
+        raise UserError(f"{path}: holds a variable-rate model; add --variable-rate")
+    wanted = requested_options(args, args.model or name)
+    if args.model:
+        if MODELS[args.model].args != MODELS[name].args:  # of different classes
+            raise UserError(f"--model {args.model}: {path} holds a {name}; leave out --model, or choose another file")
+        wanted = {key: default_config(args.model)[key] for key in MODELS[args.model].keywords} | wanted
+    for key, value in wanted.items():
+        if full[key] != value:
+            raise UserError(f"{path}: its model has {key} = {full[key]}, the flags ask for {value}; change one of them")
+
+
+def from_weights(args: argparse.Namespace) -> Start:
+    """The weights of a file of any origin; optimizers start fresh. Gain units are added where --variable-rate asks."""
+    source = load_model(args.checkpoint)
+    name = BUILD_NAMES.get(source.model_name, source.model_name)
+    added = args.variable_rate and not source.variable_rate
+    config = {**source.config, "variable_rate": source.variable_rate or args.variable_rate}
+    check_model(args, args.checkpoint, name, config)
+    model = build_model(name, **config)
+    # entropy tables are left out: training makes them stale
+    weights = {key: value for key, value in source.state_dict().items() if not TABLES.search(key)}
+    model.load_state_dict(weights, strict=False)
+    gains = " and new gain units" if added else ""
+    text = f"starting from the weights of {args.checkpoint}{gains}, with fresh optimizers, schedule and step count"
+    return Start(name, model, None, text)
