@@ -203,7 +203,7 @@ def validate_now(
     processes: Processes, folder: Path | None,
 ) -> None:  # fmt: skip
     """Validate whole images, log the result and keep the weights if they are the best so far."""
-    lambdas = lambdas_to_validate(args.variable_rate, args.weight)
+    lambdas = lambdas_to_validate(state.model, args.weight)
     shown = survey.validation[:: processes.count][:SHOWN_IMAGES]  # among those that the first process validates
 
     def keep(path: Path, pixels: np.ndarray) -> None:

@@ -40,7 +40,7 @@ from models.coders import (
 from models.layers import winograd
 from models.layers.convolution import conv
 from models.layers.entropy_models import EntropyBottleneck, EntropyModel, GaussianConditional
-from models.layers.gain import QUALITY_MAX, QUALITY_MIN, GainUnit
+from models.layers.gain import LAMBDA_RANGE, QUALITY_MAX, QUALITY_MIN, GainUnit
 from models.narrow import narrow_copy
 from models.portable import portable_copy
 from models.stripes import channels_last, convolution, convolutions, of_last_channels
@@ -84,7 +84,7 @@ class SliceCompressionModel(nn.Module, ABC):
 
     Arguments: `config`, the constructor's arguments, recorded in checkpoints; `M`, channels of y; `hyper_channels`,
     channels of z; `slices`, into how many y is cut, or the channels of each; `windows`, window sides of the transforms
-    and of the hyper-prior.
+    and of the hyper-prior; `lambda_range`, the trade-offs of quality 1 and 100 of a variable-rate model.
     """
 
     model_name: str
@@ -101,6 +101,7 @@ class SliceCompressionModel(nn.Module, ABC):
         slices: int | Sequence[int],
         windows: tuple[int, int],
         variable_rate: bool,
+        lambda_range: Sequence[float] = LAMBDA_RANGE,
     ) -> None:
         super().__init__()
         self.slice_sizes = [M // slices] * slices if isinstance(slices, int) else list(slices)
@@ -111,9 +112,9 @@ class SliceCompressionModel(nn.Module, ABC):
         self.M, self.hyper_channels, self.slices = M, hyper_channels, len(self.slice_sizes)
         # A map is a whole number of windows: 16 to y times the window, 32 to h_a's attention times its window.
         self.size_multiple = max(STRIDE_Y * windows[0], STRIDE_Z // 2 * windows[1], STRIDE_Z)
-        self.variable_rate = variable_rate
+        self.variable_rate, self.lambda_range = variable_rate, tuple(lambda_range)
         if variable_rate:
-            self.gain = GainUnit(M)
+            self.gain = GainUnit(M, lambda_range)
         self._derived: dict[str, Any] = {}  # what follows from the weights: copies in other types, keys, fingerprint
 
     def build_slice_networks(self, support_channels: Sequence[int], widths: Sequence[int]) -> None:

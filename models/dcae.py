@@ -15,6 +15,7 @@ from models.base import recorded
 from models.dictionary import DictionaryModel
 from models.layers.attention import SwinStage
 from models.layers.convolution import Down, SliceTransform, Up, conv, deconv
+from models.layers.gain import LAMBDA_RANGE
 
 
 class DCAE(DictionaryModel):
@@ -24,7 +25,9 @@ class DCAE(DictionaryModel):
     in g_a (mirrored in g_s); window, hyper_window: sides of the attention windows; N, M: channels of z and y; slices:
     into how many y is cut; hidden: widths inside the networks of the slices; dictionary_entries: 0 leaves out the
     dictionary (the paper's baseline); dictionary_heads, dictionary_head_dim: of the cross-attention; msfa: stacked
-    convolutions m of the multi-scale aggregation, 0 to leave it out; variable_rate: adds gain units.
+    convolutions m of the multi-scale aggregation, 0 to leave it out; variable_rate: adds gain units; lambda_range: the
+    trade-offs of their quality 1 and 100; feature_channels: of latent scales and of latent means, answer_channels: of
+    what the dictionary answers, both M where None.
     """
 
     model_name = "dcae"
@@ -40,15 +43,19 @@ class DCAE(DictionaryModel):
         M: int = 320,
         hyper_head_dim: int = 32,
         hyper_window: int = 4,
-        slices: int = 5,
+        slices: int | Sequence[int] = 5,
         hidden: Sequence[int] = (224, 128),
         dictionary_entries: int = 128,
         dictionary_heads: int = 20,
         dictionary_head_dim: int = 32,
         msfa: int = 3,
         variable_rate: bool = False,
+        feature_channels: int | None = None,
+        answer_channels: int | None = None,
+        lambda_range: Sequence[float] = LAMBDA_RANGE,
     ) -> None:
-        super().__init__(recorded(locals()), M, N, slices, (window, hyper_window), variable_rate)
+        super().__init__(recorded(locals()), M, N, slices, (window, hyper_window), variable_rate, lambda_range)
+        self.feature_channels, self.answer_channels = feature_channels or M, answer_channels or M
         self.build_dictionary(self.query_channels, dictionary_entries, dictionary_heads, dictionary_head_dim, msfa)
         self.g_a = analysis_transform(channels, depths, head_dims, window, M)
         self.g_s = synthesis_transform(channels, depths, head_dims, window, M)

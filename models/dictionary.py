@@ -28,6 +28,8 @@ class DictionaryModel(SliceCompressionModel):
     """A subclass builds `g_a` and `g_s`, and everything else with the methods below, in the order of its tensors."""
 
     has_dictionary = True  # False in a model built without entries
+    feature_channels: int | None = None  # of latent scales and of latent means; None for M
+    answer_channels: int | None = None  # of what the dictionary answers; None for M
 
     def build_dictionary(self, query_channels: Sequence[int], entries: int, heads: int, head_dim: int, msfa: int):
         """The dictionary and what asks it; `query_channels[i]` is the width of the query of slice i.
@@ -41,32 +43,33 @@ class DictionaryModel(SliceCompressionModel):
             self.build_cross_attention(query_channels, heads, head_dim, msfa)
 
     def build_cross_attention(self, query_channels: Sequence[int], heads: int, head_dim: int, msfa: int) -> None:
-        """What each slice asks a dictionary of width heads * head_dim with; the answers have M channels."""
+        """What each slice asks a dictionary of width heads * head_dim with; the answers have `answer_channels`."""
         self.dt_cross_attention = nn.ModuleList(
-            DictionaryCrossAttention(c, self.M, heads * head_dim, heads, msfa) for c in query_channels
+            DictionaryCrossAttention(c, self.answer_channels or self.M, heads * head_dim, heads, msfa) for c in query_channels
         )
 
     def build_hyper_prior(self, head_dim: int, window: int) -> None:
         """h_a and the two hyper-synthesis transforms."""
         N, M = self.hyper_channels, self.M
         self.h_a = SliceTransform(Down(M, N), SwinStage(N, head_dim, window, 1), conv(N, N, 3, 2))
-        self.h_z_s1 = hyper_synthesis_transform(N, M, head_dim, window)
-        self.h_z_s2 = hyper_synthesis_transform(N, M, head_dim, window)
+        self.h_z_s1 = hyper_synthesis_transform(N, self.feature_channels or M, head_dim, window)
+        self.h_z_s2 = hyper_synthesis_transform(N, self.feature_channels or M, head_dim, window)
 
     def build_entropy_model(self, hyper_head_dim: int, hyper_window: int, hidden: Sequence[int]) -> None:
         """After what asks the dictionary: h_a, the hyper-synthesis, networks of the slices, priors."""
         self.build_hyper_prior(hyper_head_dim, hyper_window)
-        self.build_slice_networks([c + self.M * self.has_dictionary for c in self.query_channels], hidden)
+        answer = (self.answer_channels or self.M) * self.has_dictionary
+        self.build_slice_networks([c + answer for c in self.query_channels], hidden)
         self.build_prior()
         self.build_conditional()
 
     @property
     def query_channels(self) -> list[int]:
         """Channels of the query of each slice: latent scales, latent means, earlier slices."""
-        return [2 * self.M + sum(self.slice_sizes[:i]) for i in range(self.slices)]
+        return [2 * (self.feature_channels or self.M) + before for before in self.channels_before]
 
     def hyper_synthesis(self, z_hat: Tensor) -> tuple[Tensor, ...]:
-        """z_hat (B, N, h/4, w/4) -> latent scales, latent means (B, M, h, w)."""
+        """z_hat (B, N, h/4, w/4) -> latent scales, latent means (B, feature_channels, h, w)."""
         return self.h_z_s1(z_hat), self.h_z_s2(z_hat)
 
     def slice_support(self, i: int, scales: Tensor, means: Tensor, decoded: list[Tensor]) -> tuple[Tensor, Tensor]:
@@ -76,6 +79,6 @@ class DictionaryModel(SliceCompressionModel):
         return support, support
 
 
-def hyper_synthesis_transform(N: int, M: int, head_dim: int, window: int) -> SliceTransform:
-    """z_hat (B, N, h/4, w/4) -> (B, M, h, w)."""
-    return SliceTransform(deconv(N, N, 3), SwinStage(N, head_dim, window, 1), Up(N, M))
+def hyper_synthesis_transform(N: int, out_channels: int, head_dim: int, window: int) -> SliceTransform:
+    """z_hat (B, N, h/4, w/4) -> (B, out_channels, h, w)."""
+    return SliceTransform(deconv(N, N, 3), SwinStage(N, head_dim, window, 1), Up(N, out_channels))

@@ -11,7 +11,7 @@ import pytorch_msssim
 import torch
 
 from models.layers.entropy_models import SCALE_MIN
-from models.layers.gain import LAMBDA_MAX, LAMBDA_MIN, lambda_of_quality
+from models.layers.gain import LAMBDA_RANGE, lambda_of_quality
 from tests.toys import toy_image, toy_model
 from utils.cli import UserError
 from utils.codec import checkpoint
@@ -89,16 +89,16 @@ def test_the_ms_ssim_loss_is_one_minus_ms_ssim():
 
 
 def test_a_balanced_loss_weighs_each_image_with_one_over_the_root_of_its_lambda():
-    (out, x), middle = output(), math.sqrt(LAMBDA_MIN * LAMBDA_MAX)
+    (out, x), middle = output(), math.sqrt(math.prod(LAMBDA_RANGE))
     lambdas = torch.tensor([middle / 4, middle * 9])
     alone = [
         rate_distortion(one(out, i), x[i : i + 1], lambdas[i : i + 1], "mse", [2, 1, 3])["loss"].item() for i in (0, 1)
     ]
-    both = rate_distortion(out, x, lambdas, "mse", [2, 1, 3], balanced=True)
+    both = rate_distortion(out, x, lambdas, "mse", [2, 1, 3], balanced=LAMBDA_RANGE)
     assert both["loss"].item() == pytest.approx((2 * alone[0] + alone[1] / 3) / 2, rel=1e-5)
     plain = rate_distortion(out, x, lambdas, "mse", [2, 1, 3])
     assert all(torch.equal(both[name], plain[name]) for name in plain if name != "loss")
-    assert balance(middle) == pytest.approx(1) and balance(LAMBDA_MIN) == pytest.approx(1 / balance(LAMBDA_MAX))
+    assert balance(middle) == pytest.approx(1) and balance(LAMBDA_RANGE[0]) == pytest.approx(1 / balance(LAMBDA_RANGE[1]))
 
 
 def one(out: dict, i: int) -> dict:
@@ -205,7 +205,7 @@ def test_variable_rate_is_trained_with_the_balanced_loss():
     values = train_step(state, state.model.eval(), batches(), recipe(weight=None)).values
     x = pixels.permute(0, 3, 1, 2) / 255
     out = toy("dcae-variable-rate")(x, quality)
-    expected = rate_distortion(out, x, lambda_of_quality(quality), "mse", state.model.slice_sizes, balanced=True)
+    expected = rate_distortion(out, x, lambda_of_quality(quality), "mse", state.model.slice_sizes, LAMBDA_RANGE)
     assert values["loss"] == pytest.approx(expected["loss"].item(), rel=1e-4)
 
 

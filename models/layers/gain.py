@@ -9,18 +9,20 @@ rate between the trained ones available.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-LAMBDA_MIN, LAMBDA_MAX = 0.0018, 0.05  # the paper's range for MSE
+LAMBDA_RANGE = (0.0018, 0.05)  # the paper's for MSE
 QUALITY_MIN, QUALITY_MAX = 1.0, 100.0
 
 
-def lambda_of_quality(quality: Tensor | float) -> Tensor:
-    """The rate-distortion trade-off that `quality` (1..100) stands for: log-linear from 0.0018 to 0.05."""
+def lambda_of_quality(quality: Tensor | float, lambda_range: Sequence[float] = LAMBDA_RANGE) -> Tensor:
+    """The rate-distortion trade-off that `quality` (1..100) stands for: log-linear over the range."""
+    lowest, highest = lambda_range
     position = (torch.as_tensor(quality) - QUALITY_MIN) / (QUALITY_MAX - QUALITY_MIN)
-    return LAMBDA_MIN * (LAMBDA_MAX / LAMBDA_MIN) ** position
+    return lowest * (highest / lowest) ** position
 
 
 class GainUnit(nn.Module):
@@ -29,9 +31,9 @@ class GainUnit(nn.Module):
     They start as the step size that high-rate theory gives: proportional to the square root of lambda.
     """
 
-    def __init__(self, channels: int, levels: int = 6) -> None:
+    def __init__(self, channels: int, lambda_range: Sequence[float] = LAMBDA_RANGE, levels: int = 6) -> None:
         super().__init__()
-        top = 0.5 * math.log(LAMBDA_MAX / LAMBDA_MIN)
+        top = 0.5 * math.log(lambda_range[1] / lambda_range[0])
         start = (torch.linspace(0, top, levels) - top / 2)[:, None].repeat(1, channels)
         self.log_gain = nn.Parameter(start)
         self.log_inverse_gain = nn.Parameter(-start)

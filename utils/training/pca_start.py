@@ -21,7 +21,6 @@ from models.base import SliceCompressionModel
 from models.dcae import DCAE
 from models.layers.attention import SwinStage
 from models.layers.convolution import Down, ResidualBottleneck, Up
-from models.layers.gain import LAMBDA_MAX, LAMBDA_MIN
 from utils.cli import UserError
 
 TAPS = slice(2, 4)  # of a 5x5 kernel at stride 2: the two that cover each input pixel once
@@ -38,7 +37,7 @@ def start_as_pca(model: SliceCompressionModel, images: Tensor, weight: float | N
         raise UserError(f"--start pca: {model.model_name} has other transforms; it is for dcae")
     silence_branches(model.g_a)
     silence_branches(model.g_s)
-    scale = 1 / step_size(math.sqrt(LAMBDA_MIN * LAMBDA_MAX) if weight is None else weight)
+    scale = 1 / step_size(math.sqrt(math.prod(model.lambda_range)) if weight is None else weight)
     mean = images.mean((0, 2, 3))
     features = images - mean[:, None, None]
     levels = list(paired_convolutions(model))

@@ -103,10 +103,11 @@ def run_pass(state: RunState, network: nn.Module, pixels: Tensor, quality: Tenso
     x = pixels.to(recipe.device, non_blocking=True).permute(0, 3, 1, 2).to(state.model.dtype) / 255  # (B, 3, P, P)
     quality = quality.to(recipe.device, torch.float32)
     variable = recipe.weight is None
-    lambdas = lambda_of_quality(quality) if variable else torch.full_like(quality, recipe.weight)
+    span = state.model.lambda_range if variable else None
+    lambdas = lambda_of_quality(quality, span) if variable else torch.full_like(quality, recipe.weight)
     with transforms_in(recipe.precision, recipe.device):
         out = network(x, quality if variable else None)
-    parts = rate_distortion(out, x, lambdas, recipe.metric, state.model.slice_sizes, balanced=variable)
+    parts = rate_distortion(out, x, lambdas, recipe.metric, state.model.slice_sizes, balanced=span)
     state.scaler.scale(parts["loss"] / recipe.accumulate).backward()
     return {name: part.detach() for name, part in parts.items()}
 

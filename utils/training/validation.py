@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from models.base import SliceCompressionModel
 from models.layers.dictionary import DictionaryCrossAttention
 from models.layers.gain import lambda_of_quality
 from utils.evaluation.evaluation import Record, average, evaluate_images, mean
@@ -23,7 +24,7 @@ SHOWN = ("bpp", "bpp_y", "bpp_z", "psnr", "ms_ssim", "ms_ssim_db", "mse_float", 
 
 
 def validate(
-    model: nn.Module,
+    model: SliceCompressionModel,
     paths: Sequence[Path],
     lambdas: dict[float | None, float],
     metric: str,
@@ -63,7 +64,7 @@ def validate(
         by_quality[str(quality)] = {**summary(records), "left_out": failed}
     if len(by_quality) == 1:
         return next(iter(by_quality.values()))
-    losses = [balance(weight) * by_quality[str(quality)]["loss"] for quality, weight in lambdas.items()]
+    losses = [balance(weight, model.lambda_range) * by_quality[str(quality)]["loss"] for quality, weight in lambdas.items()]
     return {"loss": mean(losses), "quality": by_quality}
 
 
@@ -83,11 +84,11 @@ def summary(records: list[Record]) -> dict[str, Any]:
     return {**result, "images": len(records), **({"dictionary_use": use} if use else {})}
 
 
-def lambdas_to_validate(variable_rate: bool, weight: float) -> dict[float | None, float]:
+def lambdas_to_validate(model: SliceCompressionModel, weight: float) -> dict[float | None, float]:
     """The qualities to validate, each with its lambda."""
-    if not variable_rate:
+    if not model.variable_rate:
         return {None: weight}
-    return {quality: float(lambda_of_quality(quality)) for quality in QUALITIES}
+    return {quality: float(lambda_of_quality(quality, model.lambda_range)) for quality in QUALITIES}
 
 
 @contextmanager
