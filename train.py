@@ -109,10 +109,11 @@ def make_state(
     model = start.model.to(device).train()
     for prior in model.entropy_models():
         prior.noise_share = (processes.rank, processes.count)
-    schedule = Schedule(args.schedule, args.learning_rate, args.warmup, args.max_steps, tuple(args.milestones))
+    course = args.warmup, args.max_steps, tuple(args.milestones), args.cooldown
+    schedule = Schedule(args.schedule, args.learning_rate, *course)
     scaler = torch.amp.GradScaler(device.type, enabled=args.precision == "fp16")
     average = Average(model, args.ema) if args.ema else None
-    optimizers = make_optimizers(model, args.learning_rate, args.aux_learning_rate)
+    optimizers = make_optimizers(model, args.learning_rate, args.aux_learning_rate, args.optimizer)
     state = RunState(start.name, model, *optimizers, scaler, schedule, average, settings(args), survey.identity)
     if start.state:
         state.restore(start.state)

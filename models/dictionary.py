@@ -44,8 +44,9 @@ class DictionaryModel(SliceCompressionModel):
 
     def build_cross_attention(self, query_channels: Sequence[int], heads: int, head_dim: int, msfa: int) -> None:
         """What each slice asks a dictionary of width heads * head_dim with; the answers have `answer_channels`."""
+        answer = self.answer_channels or self.M
         self.dt_cross_attention = nn.ModuleList(
-            DictionaryCrossAttention(c, self.answer_channels or self.M, heads * head_dim, heads, msfa) for c in query_channels
+            DictionaryCrossAttention(c, answer, heads * head_dim, heads, msfa) for c in query_channels
         )
 
     def build_hyper_prior(self, head_dim: int, window: int) -> None:

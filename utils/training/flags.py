@@ -14,6 +14,7 @@ from utils.devices import usable_cores
 from utils.metrics import MS_SSIM_SMALLEST
 from utils.training.distributed import leave_it_to_the_first
 from utils.training.losses import DEFAULT_LAMBDA, METRICS
+from utils.training.optimization import OPTIMIZERS, SCHEDULES
 from utils.training.step import PRECISIONS
 
 NOT_SETTINGS = ("debug", "resume", "local_rank")  # they do not change what is trained
@@ -72,8 +73,10 @@ def add_recipe(add) -> None:
     add("--max-steps", type=positive, help="instead of --epochs")
     add("--batch-size", type=positive, default=16, help="images a process and pass (default: 16)")
     add("--accumulate", type=positive, default=1, help="passes a step (default: 1)")
+    add("--optimizer", choices=OPTIMIZERS, default="adam", help="default: adam, the papers'; soap needs fewer steps")
     add("-lr", "--learning-rate", type=positive_float, default=1e-4, help="default: 1e-4")
-    add("--schedule", choices=("step", "cosine", "constant"), default="step", help="default: step")
+    add("--schedule", choices=SCHEDULES, default="step", help="of the learning rate (default: step)")
+    add("--cooldown", type=fraction, default=0.4, help="last share of a linear schedule: down to 0 (default: 0.4)")
     add("--lr_epoch", type=positive, nargs="+", help="epochs after which the rate falls tenfold (default: after 80%%)")
     add("--warmup", type=natural, default=0, help="steps in which the rate rises (default: 0)")
     add("--aux-learning-rate", type=positive_float, default=1e-3, help="of the quantiles (default: 1e-3)")

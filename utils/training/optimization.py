@@ -9,7 +9,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from utils.training.soap import Soap
+
 COSINE_END = 0.01  # of the learning rate
+TRANSFORM_RATE = 0.25  # of SOAP's learning rate, for analysis and synthesis: at the whole rate they diverge
+SCHEDULES = ("step", "cosine", "constant", "linear")
 
 
 def is_auxiliary(name: str) -> bool:
@@ -28,21 +32,53 @@ def quantiles_of(model: nn.Module) -> list[nn.Parameter]:
 
 
 def make_optimizers(
-    model: nn.Module, rate: float, aux_rate: float
+    model: nn.Module, rate: float, aux_rate: float, name: str = "adam"
 ) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer]:
-    """Adam on all weights but the quantiles, and Adam on the quantiles."""
-    return torch.optim.Adam(weights_of(model), rate, fused=True), torch.optim.Adam(quantiles_of(model), aux_rate)
+    """The optimizer of that name (of OPTIMIZERS) on all weights but the quantiles, and Adam on the quantiles."""
+    return OPTIMIZERS[name](model, rate), torch.optim.Adam(quantiles_of(model), aux_rate)
+
+
+def make_adam(model: nn.Module, rate: float) -> torch.optim.Optimizer:
+    """Adam, as the papers use it."""
+    return torch.optim.Adam(weights_of(model), rate, fused=True)
+
+
+def make_soap(model: nn.Module, rate: float) -> Soap:
+    """SOAP on the matrices of linear layers and convolutions, Adam on all else; transforms at TRANSFORM_RATE."""
+    names = {name for name, module in model.named_modules() if is_matrix_layer(module)}
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if not is_auxiliary(name):
+            key = name.startswith(("g_a.", "g_s.")), name.removesuffix(".weight") in names
+            groups.setdefault(key, []).append(parameter)
+    return Soap(
+        (
+            {"params": parameters, "rotated": rotated, "share": TRANSFORM_RATE if transform else 1.0}
+            for (transform, rotated), parameters in groups.items()
+        ),
+        rate,
+    )
+
+
+def is_matrix_layer(module: nn.Module) -> bool:
+    """Whether a layer's weight mixes channels: not that of a depthwise convolution."""
+    whole = isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)) and module.groups == 1
+    return whole or isinstance(module, nn.Linear)
+
+
+OPTIMIZERS = {"adam": make_adam, "soap": make_soap}
 
 
 @dataclass(frozen=True)
 class Schedule:
     """The learning rate as a function of the step alone, so that resuming needs nothing else."""
 
-    kind: str  # constant, step (a tenth from each milestone on) or cosine (down to a hundredth)
+    kind: str  # constant, step (a tenth from each milestone on), cosine (to a hundredth), linear (to 0 at the end)
     rate: float
     warmup: int
     total: int
     milestones: tuple[int, ...]
+    cooldown: float = 0.4  # share of all steps in which a linear schedule falls; before them it is constant
 
     def __call__(self, step: int) -> float:
         """The rate of a step, counted from 0."""
@@ -52,13 +88,15 @@ class Schedule:
         if self.kind == "cosine":
             progress = min(1.0, step / self.total)
             return rate * (COSINE_END + (1 - COSINE_END) * 0.5 * (1 + math.cos(math.pi * progress)))
+        if self.kind == "linear" and self.cooldown:
+            return rate * min(1.0, (self.total - step) / (self.cooldown * self.total))
         return rate
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Give all parameters of the optimizer this learning rate."""
+    """Give all parameters of the optimizer this learning rate, or their group's share of it."""
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group.get("share", 1.0)
 
 
 def clip_gradient(parameters: list[nn.Parameter], most: float) -> Tensor:

@@ -64,7 +64,8 @@ def validate(
         by_quality[str(quality)] = {**summary(records), "left_out": failed}
     if len(by_quality) == 1:
         return next(iter(by_quality.values()))
-    losses = [balance(weight, model.lambda_range) * by_quality[str(quality)]["loss"] for quality, weight in lambdas.items()]
+    span = model.lambda_range
+    losses = [balance(weight, span) * by_quality[str(quality)]["loss"] for quality, weight in lambdas.items()]
     return {"loss": mean(losses), "quality": by_quality}
 
 
