@@ -16,23 +16,16 @@ import sys
 import time
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from models import build_model, default_config, load_model
-from models.base import SliceCompressionModel
+from models.layers.gain import DEFAULT_QUALITY, is_quality
 from utils.cli import UserError, run_program
 from utils.codec.bitstream import BitstreamError, unpack
 from utils.codec.checkpoint import DEFAULT_CHECKPOINT
-from utils.codec.codec import (
-    DEFAULT_QUALITY,
-    compress_image,
-    decompress_image,
-    foreign_environment,
-    open_file,
-    verify_file,
-)
+from utils.codec.environment import foreign_environment
 from utils.codec.flags import parse_arguments
 from utils.codec.folders import (
     Job,
@@ -50,7 +43,11 @@ from utils.data.images import find_images, read_image, to_tensor, to_uint8, writ
 from utils.data.reconstructions import output_names
 from utils.devices import choose_device
 from utils.files import atomic_write, require_writable
-from utils.inference.memory import apply_inference_flags, bounded, compile_ahead, keep_memory
+from utils.inference.memory import engine_options, keep_memory
+
+if TYPE_CHECKING:
+    from models.base import SliceCompressionModel
+    from utils.codec.codec import Codec
 
 Coded = tuple[Any, Outcome]  # what is written to a file, and what is said about it
 
@@ -76,11 +73,19 @@ def get_model(args: argparse.Namespace, device: torch.device) -> SliceCompressio
     return model
 
 
+def make_codec(args: argparse.Namespace, model: SliceCompressionModel, device: torch.device) -> Codec:
+    """The model as the flags want it used. Raises UserError where that cannot be."""
+    from utils.codec.codec import Codec  # here, as CompressAI takes seconds to load
+
+    arithmetic = "published" if args.format == "official" else args.arithmetic or "fp64"
+    return Codec(model, arithmetic, args.padding, **engine_options(args, device))
+
+
 def check_quality(model: SliceCompressionModel, quality: float | None) -> float | None:
     """The quality in force. Raises UserError where the model has no such quality."""
     if quality is not None and not model.variable_rate:
         raise UserError("--quality: this model has one quality; leave the flag out or use a variable-rate model")
-    if quality is not None and not 1 <= quality <= 100:
+    if quality is not None and not is_quality(quality):
         raise UserError(f"--quality {quality:g}: must lie in 1..100")
     return (quality or DEFAULT_QUALITY) if model.variable_rate else None
 
@@ -94,34 +99,32 @@ def plan(args: argparse.Namespace) -> list[Job]:
     return [Job(str(name), source, args.save_path / target) for name, source, target in zip(names, sources, targets)]
 
 
-def compress(job: Job, content: tuple, model: SliceCompressionModel, args: argparse.Namespace, said: set) -> Coded:
+def compress(job: Job, content: tuple, codec: Codec, args: argparse.Namespace, said: set) -> Coded:
     """One image, as `read_image` gives it, to the bytes of its file."""
     share_threads(args)
     pixels, notes = content
     say_once(job, notes, said)
     tries = args.target and args.target.kind == "psnr"
-    compile_ahead(model, *pixels.shape[:2], *(("analysis", "synthesis") if tries else ("analysis",)))
+    codec.prepare(*pixels.shape[:2], *(("analysis", "synthesis") if tries else ("analysis",)))
     start = time.perf_counter()
-    arithmetic = "published" if args.format == "official" else args.arithmetic or "fp64"
-    x, quality = to_tensor(pixels).to(args.device), args.quality
-    with bounded(model, *pixels.shape[:2], arithmetic):
-        if args.target:
-            trial = compress_to_target(model, x, args.target, arithmetic, args.padding)
-            data, quality = trial.data, trial.quality
-        else:
-            data = compress_image(model, x, quality, arithmetic, args.padding)
+    x, quality = to_tensor(pixels).to(codec.device), args.quality
+    if args.target:
+        trial = compress_to_target(codec, x, args.target)
+        data, quality = trial.data, trial.quality
+    else:
+        data = codec.compress(x, quality)
     milliseconds = 1000 * (time.perf_counter() - start)
     coded = data, Outcome(job.name, "done", pixels.shape[0] * pixels.shape[1], len(data), milliseconds, quality)
     if args.verify:
         write_bytes(job, coded)
-        verify(job, model)
+        verify(job, codec)
     return coded
 
 
-def verify(job: Job, model: SliceCompressionModel) -> None:
+def verify(job: Job, codec: Codec) -> None:
     """Decode the file that was written, as another machine might. Raises UserError, naming it, where that fails."""
     try:
-        verify_file(model, job.target.read_bytes())
+        codec.verify(job.target.read_bytes())
     except BitstreamError as error:
         raise UserError(f"{job.target}: written, but --verify failed: {error}") from error
 
@@ -133,18 +136,18 @@ def write_bytes(job: Job, coded: Coded) -> Outcome:
     return coded[1]
 
 
-def decompress(job: Job, data: bytes, model: SliceCompressionModel, args: argparse.Namespace, said: set) -> Coded:
+def decompress(job: Job, data: bytes, codec: Codec, args: argparse.Namespace, said: set) -> Coded:
     """One file to its pixels."""
     stream = unpack(data)
     share_threads(args, stream.portable)
-    written = foreign_environment(stream, args.device.type)
+    written = foreign_environment(stream.environment, codec.device.type)
     if written:
         say_once(job, [f"written by {written}; decoding it elsewhere may fail"], said)
     if args.compile:
-        stream = open_file(model, data)
-        compile_ahead(model, stream.height, stream.width, "synthesis")
+        codec.open(data)  # a forged size would be compiled for
+        codec.prepare(stream.height, stream.width, "synthesis")
     start = time.perf_counter()
-    pixels = to_uint8(decompress_image(model, data))
+    pixels = to_uint8(codec.decompress(data))
     milliseconds = 1000 * (time.perf_counter() - start)
     return pixels, Outcome(job.name, "done", pixels.shape[0] * pixels.shape[1], len(data), milliseconds)
 
@@ -180,8 +183,7 @@ def main(argv: Sequence[str]) -> int:
         args.quality = check_quality(model, args.quality)
         if args.target and not model.variable_rate:
             raise UserError(f"--target-{args.target.kind}: this model has one quality; use a variable-rate model")
-    apply_inference_flags(model, args)
-    args.device, known = device, {"model": model, "args": args, "said": set()}
+    known = {"codec": make_codec(args, model, device), "args": args, "said": set()}
     if args.mode == "compress":
         write = (lambda job, coded: coded[1]) if args.verify else write_bytes  # to verify, `compress` wrote it
         stages = Stages(lambda job: read_image(job.source), partial(compress, **known), write)

@@ -14,12 +14,12 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from models.layers.gain import is_quality
 from utils.cli import UserError, run_program
 from utils.codec.checkpoint import DEFAULT_CHECKPOINT
 from utils.data.reconstructions import ImageFile, list_images, refuse_overwriting
@@ -29,7 +29,7 @@ from utils.evaluation.report import ReportFolder, require_report_folder
 from utils.evaluation.results import make_results, to_json, write_results
 from utils.evaluation.tables import format_curve, format_point
 from utils.files import require_writable
-from utils.inference.memory import add_inference_flags, apply_inference_flags, keep_memory
+from utils.inference.memory import add_inference_flags, engine_options, keep_memory
 
 
 def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
@@ -71,7 +71,7 @@ def check_flags(args: argparse.Namespace) -> None:
     if args.overwrite and not args.report:
         raise UserError("--overwrite matters to --report only; leave it out")
     for quality in args.quality or []:
-        if not 1 <= quality <= 100:
+        if not is_quality(quality):
             raise UserError(f"--quality {quality:g} is outside 1..100")
 
 
@@ -88,9 +88,8 @@ def evaluate_points(
     for point in points:
         try:
             watcher = page.watch(point) if page else None
-            arithmetic = args.arithmetic or "fp32"
-            prepare = partial(apply_inference_flags, args=args)
-            results.append(evaluate_point(point, images, device, args.real, arithmetic, report, watcher, prepare))
+            options = {"arithmetic": args.arithmetic or "fp32", **engine_options(args, device)}
+            results.append(evaluate_point(point, images, device, args.real, report, watcher, **options))
         except UserError as error:
             if len(points) == 1:
                 raise

@@ -7,15 +7,19 @@ model = load_model("dcae_0.0130.pth.tar")        # model and size are found out 
 
 from __future__ import annotations
 
-import inspect
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import torch
+
     from models.base import SliceCompressionModel
     from models.dcae import DCAE
     from models.icwem import ICWEM
     from models.tcm import TCM
+
+STRIDE_Y, STRIDE_Z = 16, 64  # pixels a latent position covers, in y and in z
 
 __all__ = ["DCAE", "ICWEM", "MODELS", "TCM", "build_model", "default_config", "load_model"]
 
@@ -27,7 +31,6 @@ _HOMES = {
     "GlobalTokenModel": "models.global_tokens",
     "TCMDictionary": "models.plug_and_play",
     "ELICDictionary": "models.plug_and_play",
-    "load_model": "models.loading",
 }
 
 
@@ -88,7 +91,19 @@ def build_model(name: str, **options: Any) -> SliceCompressionModel:
 
 def default_config(name: str) -> dict[str, Any]:
     """The constructor's arguments that the named model stands for, as `model.config` records them."""
+    from models.configuration import defaults_of
+
     constructor = MODELS[name]
-    parameters = inspect.signature(__getattr__(constructor.args[0])).parameters
-    values = {key: parameter.default for key, parameter in parameters.items()} | constructor.keywords
+    values = defaults_of(__getattr__(constructor.args[0])) | constructor.keywords
     return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
+
+
+def load_model(path: str | Path, device: str | torch.device = "cpu") -> SliceCompressionModel:
+    """The model that a checkpoint holds, in eval mode with entropy tables ready.
+
+    Raises CheckpointError (models/loading.py), naming file and cause, for a file that is no checkpoint, of no known
+    model, or whose tensors are not exactly those of its model.
+    """
+    from models import loading  # here, as CompressAI takes seconds to load
+
+    return loading.load_model(path, device)

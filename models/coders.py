@@ -8,13 +8,15 @@ scales is applied inside the Gaussian model.
 from __future__ import annotations
 
 import zlib
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from compressai.ops import quantize_ste
 from torch import Tensor
 
-from models.layers.entropy_models import GaussianConditional, round_straight_through
+from models.layers.entropy_models import EntropyBottleneck, GaussianConditional
 
 if TYPE_CHECKING:
     from utils.entropy_coding.rans import Decoder, Encoder, Tables
@@ -33,7 +35,7 @@ class EstimatingCoder:
         self.likelihoods.append(self.gaussian(y, scale, mean)[1])
         self.means.append(mean)
         self.scales.append(scale)
-        return round_straight_through(y - mean) + mean
+        return quantize_ste(y - mean) + mean
 
 
 class SymbolCheck:
@@ -97,3 +99,25 @@ def get_symbols(decoders: list[Decoder], checks: list[SymbolCheck], indexes: Ten
         check.add(symbols)
         images.append(torch.from_numpy(symbols).reshape(row.shape))
     return torch.stack(images)
+
+
+def encode_under(prior: EntropyBottleneck, z: Tensor, encoders: list[Encoder], checks: list[SymbolCheck]) -> Tensor:
+    """Give z (B, C, h, w), rounded, to one encoder an image; return z_hat as the decoder will have it."""
+    medians = prior.medians()
+    symbols = torch.round(z - medians.to(z))
+    put_symbols(encoders, checks, symbols, channels_of(symbols.shape), prior.tables())
+    return symbols.to(medians) + medians
+
+
+def decode_under(
+    prior: EntropyBottleneck, shape: Sequence[int], decoders: list[Decoder], checks: list[SymbolCheck]
+) -> Tensor:
+    """The inverse, for maps of `shape` (h, w): z_hat (B, C, h, w)."""
+    medians = prior.medians()
+    indexes = channels_of((len(decoders), prior.channels, *shape))
+    return get_symbols(decoders, checks, indexes, prior.tables()).to(medians) + medians
+
+
+def channels_of(shape: Sequence[int]) -> Tensor:
+    """The table of each symbol of z is its channel: (B, C, h, w)."""
+    return torch.arange(shape[1], dtype=torch.int32)[None, :, None, None].expand(*shape)

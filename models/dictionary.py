@@ -18,56 +18,88 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from models.base import SliceCompressionModel
+from models.base import LAMBDA_RANGE, SliceCompressionModel
 from models.layers.attention import SwinStage
 from models.layers.convolution import Down, SliceTransform, Up, conv, deconv
 from models.layers.dictionary import DictionaryCrossAttention
 
 
-class DictionaryModel(SliceCompressionModel):
-    """A subclass builds `g_a` and `g_s`, and everything else with the methods below, in the order of its tensors."""
+class Dictionary(nn.Module):
+    """Gives a slice model the dictionary and what asks it."""
 
-    has_dictionary = True  # False in a model built without entries
-    feature_channels: int | None = None  # of latent scales and of latent means; None for M
-    answer_channels: int | None = None  # of what the dictionary answers; None for M
+    has_dictionary = False
 
-    def build_dictionary(self, query_channels: Sequence[int], entries: int, heads: int, head_dim: int, msfa: int):
-        """The dictionary and what asks it; `query_channels[i]` is the width of the query of slice i.
+    def build_dictionary(
+        self, query_channels: Sequence[int], answer_channels: int, entries: int, heads: int, head_dim: int, msfa: int
+    ) -> None:
+        """Make `dt` and `dt_cross_attention`; `query_channels[i]` is the width of the query of slice i.
 
-        entries: 0 leaves out the dictionary (the paper's baseline); msfa: stacked convolutions m of the multi-scale
-        aggregation, 0 to leave it out.
+        entries: 0 leaves out the dictionary (the paper's baseline); heads, head_dim: of the cross-attention, whose
+        widths make that of the dictionary; msfa: stacked convolutions m of the multi-scale aggregation, 0 for none.
         """
         self.has_dictionary = entries > 0
         if self.has_dictionary:
             self.dt = nn.Parameter(torch.randn(entries, heads * head_dim))
-            self.build_cross_attention(query_channels, heads, head_dim, msfa)
+            self.dt_cross_attention = cross_attentions(query_channels, answer_channels, heads, head_dim, msfa)
 
-    def build_cross_attention(self, query_channels: Sequence[int], heads: int, head_dim: int, msfa: int) -> None:
-        """What each slice asks a dictionary of width heads * head_dim with; the answers have `answer_channels`."""
-        answer = self.answer_channels or self.M
-        self.dt_cross_attention = nn.ModuleList(
-            DictionaryCrossAttention(c, answer, heads * head_dim, heads, msfa) for c in query_channels
-        )
+    def ask_dictionary(self, i: int, query: Tensor) -> Tensor:
+        """(B, query_channels[i], h, w) -> slice i's answer (B, answer_channels, h, w) (Equation 4)."""
+        return self.dt_cross_attention[i](query, self.dt)
 
-    def build_hyper_prior(self, head_dim: int, window: int) -> None:
-        """h_a and the two hyper-synthesis transforms."""
-        N, M = self.hyper_channels, self.M
-        self.h_a = SliceTransform(Down(M, N), SwinStage(N, head_dim, window, 1), conv(N, N, 3, 2))
-        self.h_z_s1 = hyper_synthesis_transform(N, self.feature_channels or M, head_dim, window)
-        self.h_z_s2 = hyper_synthesis_transform(N, self.feature_channels or M, head_dim, window)
 
-    def build_entropy_model(self, hyper_head_dim: int, hyper_window: int, hidden: Sequence[int]) -> None:
-        """After what asks the dictionary: h_a, the hyper-synthesis, networks of the slices, priors."""
-        self.build_hyper_prior(hyper_head_dim, hyper_window)
-        answer = (self.answer_channels or self.M) * self.has_dictionary
-        self.build_slice_networks([c + answer for c in self.query_channels], hidden)
+class DictionaryModel(Dictionary, SliceCompressionModel):
+    """The paper's entropy model. A subclass builds `g_a` and `g_s`, and everything else with the `build_*` methods.
+
+    N, M: channels of z and y; slices: into how many y is cut, or the channels of each; window, hyper_window: sides of
+    the attention windows in the transforms and in the hyper-prior; hidden: widths inside the networks of the slices;
+    dictionary_*, msfa: see `Dictionary`; feature_channels, answer_channels: of the latent scales and means each, and of
+    the dictionary's answers (None: M); variable_rate: adds gain units; lambda_range: trade-offs of quality 1 and 100.
+    What stands behind the asterisk subclasses pass on.
+    """
+
+    def __init__(
+        self,
+        N: int,
+        window: int,
+        *,
+        M: int = 320,
+        slices: int | Sequence[int] = 5,
+        hyper_head_dim: int = 32,
+        hyper_window: int = 4,
+        hidden: Sequence[int] = (224, 128),
+        dictionary_entries: int = 128,
+        dictionary_heads: int = 20,
+        dictionary_head_dim: int = 32,
+        msfa: int = 3,
+        feature_channels: int | None = None,
+        answer_channels: int | None = None,
+        variable_rate: bool = False,
+        lambda_range: Sequence[float] = LAMBDA_RANGE,
+    ) -> None:
+        super().__init__(M, N, slices, (window, hyper_window), variable_rate, lambda_range)
+        self.features = feature_channels or M
+        self.answers = (answer_channels or M) if dictionary_entries else 0
+        self.of_dictionary = (self.answers, dictionary_entries, dictionary_heads, dictionary_head_dim, msfa)
+        self.of_hyper_prior, self.hidden = (hyper_head_dim, hyper_window), hidden
+
+    def build_queries(self) -> None:
+        """The dictionary, or what else the slices ask."""
+        self.build_dictionary(self.query_channels, *self.of_dictionary)
+
+    def build_entropy_model(self) -> None:
+        """All behind y but what the slices ask: h_a, the hyper-synthesis, networks of the slices, priors."""
+        N, M, (head_dim, window) = self.hyper_channels, self.M, self.of_hyper_prior
+        self.h_a = SliceTransform(Down(M, N), SwinStage(N, head_dim, window, 1), conv(N, N, 3, 2, exact=True))
+        self.h_z_s1 = hyper_synthesis_transform(N, self.features, head_dim, window)
+        self.h_z_s2 = hyper_synthesis_transform(N, self.features, head_dim, window)
+        self.build_slice_networks([c + self.answers for c in self.query_channels], self.hidden)
         self.build_prior()
         self.build_conditional()
 
     @property
     def query_channels(self) -> list[int]:
         """Channels of the query of each slice: latent scales, latent means, earlier slices."""
-        return [2 * (self.feature_channels or self.M) + before for before in self.channels_before]
+        return [2 * self.features + before for before in self.channels_before]
 
     def hyper_synthesis(self, z_hat: Tensor) -> tuple[Tensor, ...]:
         """z_hat (B, N, h/4, w/4) -> latent scales, latent means (B, feature_channels, h, w)."""
@@ -78,6 +110,14 @@ class DictionaryModel(SliceCompressionModel):
         query = torch.cat([scales, means, *decoded], 1)
         support = torch.cat([query, self.ask_dictionary(i, query)], 1) if self.has_dictionary else query
         return support, support
+
+
+def cross_attentions(
+    query_channels: Sequence[int], answer_channels: int, heads: int, head_dim: int, msfa: int
+) -> nn.ModuleList:
+    """One for each slice, over a dictionary of width heads * head_dim."""
+    width = heads * head_dim
+    return nn.ModuleList(DictionaryCrossAttention(c, answer_channels, width, heads, msfa) for c in query_channels)
 
 
 def hyper_synthesis_transform(N: int, out_channels: int, head_dim: int, window: int) -> SliceTransform:

@@ -18,15 +18,18 @@ from collections.abc import Sequence
 
 import torch
 from compressai.layers import AttentionBlock
+from compressai.registry import register_model
 from torch import Tensor, nn
 
-from models.base import EntropyParameters, recorded
-from models.dictionary import DictionaryModel
+from models.base import EntropyParameters, SliceCompressionModel
+from models.configuration import record
+from models.dictionary import Dictionary
 from models.layers.checkerboard import ANCHORS, OTHERS, CheckerboardConvolution, half, join_halves
 from models.layers.convolution import ResidualBottleneck, SliceTransform, conv, deconv
 
 
-class ELIC(DictionaryModel):
+@register_model("elic")
+class ELIC(Dictionary, SliceCompressionModel):
     """Defaults are ELIC's own model, without the dictionary.
 
     N: width of the transforms and channels of z; M: channels of y; groups: how y is cut; hidden: widths inside the
@@ -35,6 +38,7 @@ class ELIC(DictionaryModel):
 
     model_name = "elic"
 
+    @record
     def __init__(
         self,
         N: int = 192,
@@ -47,10 +51,10 @@ class ELIC(DictionaryModel):
         msfa: int = 3,
         variable_rate: bool = False,
     ) -> None:
-        super().__init__(recorded(locals()), M, N, groups, (1, 1), variable_rate)
+        super().__init__(M, N, groups, (1, 1), variable_rate)
         self.g_a, self.g_s = analysis_transform(N, M), synthesis_transform(N, M)
         self.h_a, self.h_s = hyper_analysis_transform(N, M), hyper_synthesis_transform(N)
-        self.build_dictionary(self.query_channels, dictionary_entries, dictionary_heads, dictionary_head_dim, msfa)
+        self.build_dictionary(self.query_channels, M, dictionary_entries, dictionary_heads, dictionary_head_dim, msfa)
         support_channels = [2 * N + (2 * c if i else 0) + M * self.has_dictionary for i, c in enumerate(groups)]
         self.build_contexts(support_channels, hidden, 2 * N)
         self.build_prior()
@@ -88,7 +92,7 @@ class ELIC(DictionaryModel):
         anchors = self.code_half(i, ANCHORS, y_i, nothing, support, coder)
         context = self.spatial_context[i](join_halves(anchors, torch.zeros_like(anchors)))
         y_hat_i = join_halves(anchors, self.code_half(i, OTHERS, y_i, context, support, coder))
-        return self.add_residual(i, support, y_hat_i) if self.has_dictionary else y_hat_i
+        return y_hat_i + self.latent_residual(i, support, y_hat_i) if self.has_dictionary else y_hat_i
 
     def code_half(self, i: int, parity: int, y_i: Tensor | None, context: Tensor, support: Tensor, coder) -> Tensor:
         """y_hat at the positions of one colour, (B, groups[i], h, w / 2); the parameters leave autocast."""

@@ -13,20 +13,21 @@ Autoencoder and hyper-prior are DCAE's. The rate of the tokens is counted with t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from compressai.registry import register_model
 from einops import rearrange
 from torch import Tensor, nn
 
-from models import dcae
-from models.base import recorded
-from models.coders import get_symbols, put_symbols
-from models.dictionary import DictionaryModel
+from models.coders import SymbolCheck, decode_under, encode_under
+from models.configuration import record
+from models.dcae import DCAE
+from models.dictionary import cross_attentions
 from models.layers.attention import to_tokens
 from models.layers.entropy_models import EntropyBottleneck
+from utils.entropy_coding.rans import Decoder, Encoder
 
 
 class TokenEncoder(nn.Module):
@@ -62,37 +63,24 @@ class TokenDecoder(nn.Module):
         return self.linear(rearrange(tokens, "b c n 1 -> b n c").contiguous())  # one order of summation
 
 
-class GlobalTokenModel(DictionaryModel):
-    """Defaults: DCAE's sizes and 8 tokens of N channels. Arguments as in DCAE, with `tokens` for the entries."""
+@register_model("dcae-global-tokens")
+class GlobalTokenModel(DCAE):
+    """tokens: how many, of N channels each; all others as in DCAE."""
 
     model_name = "dcae-global-tokens"
-    transform_names = (*DictionaryModel.transform_names, "token_encoder")
+    hyper_names = ("h_a", "token_encoder")
+    fixed = ("dictionary_entries", "msfa")
 
-    def __init__(
-        self,
-        channels: Sequence[int] = (96, 144, 256),
-        depths: Sequence[int] = (1, 2, 12),
-        head_dims: Sequence[int] = (8, 16, 32),
-        window: int = 8,
-        N: int = 192,
-        M: int = 320,
-        hyper_head_dim: int = 32,
-        hyper_window: int = 4,
-        slices: int = 5,
-        hidden: Sequence[int] = (224, 128),
-        tokens: int = 8,
-        dictionary_heads: int = 20,
-        dictionary_head_dim: int = 32,
-        variable_rate: bool = False,
-    ) -> None:
-        super().__init__(recorded(locals()), M, N, slices, (window, hyper_window), variable_rate)
-        width, self.tokens = dictionary_heads * dictionary_head_dim, tokens
-        self.token_encoder = TokenEncoder(M, N, width, dictionary_heads, tokens)
-        self.token_decoder = TokenDecoder(N, width)
-        self.g_a = dcae.analysis_transform(channels, depths, head_dims, window, M)
-        self.g_s = dcae.synthesis_transform(channels, depths, head_dims, window, M)
-        self.build_cross_attention(self.query_channels, dictionary_heads, dictionary_head_dim, 0)
-        self.build_entropy_model(hyper_head_dim, hyper_window, hidden)
+    @record
+    def __init__(self, tokens: int = 8, **dcae: Any) -> None:
+        super().__init__(dictionary_entries=tokens, msfa=0, **dcae)
+
+    def build_queries(self) -> None:
+        """What makes tokens, a dictionary of them, and answers of that."""
+        answers, self.tokens, heads, head_dim, msfa = self.of_dictionary
+        self.token_encoder = TokenEncoder(self.M, self.hyper_channels, heads * head_dim, heads, self.tokens)
+        self.token_decoder = TokenDecoder(self.hyper_channels, heads * head_dim)
+        self.dt_cross_attention = cross_attentions(self.query_channels, answers, heads, head_dim, msfa)
 
     def hyper_synthesis(self, z_hat: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
         """z_hat, tokens_hat -> latent scales, latent means (B, M, h, w), the image's dictionary (B, tokens, width)."""
@@ -103,8 +91,7 @@ class GlobalTokenModel(DictionaryModel):
     ) -> tuple[Tensor, Tensor]:
         """As in DCAE, with the dictionary of the image."""
         query = torch.cat([scales, means, *decoded], 1)
-        layer = self.dt_cross_attention[i]
-        support = torch.cat([query, layer(query, layer.entries(dictionary))], 1)
+        support = torch.cat([query, self.dt_cross_attention[i](query, dictionary)], 1)
         return support, support
 
     # ---- the tokens beside z ---------------------------------------------------------------------------------------
@@ -115,15 +102,16 @@ class GlobalTokenModel(DictionaryModel):
         tokens, of_tokens = self.token_decoder.entropy_bottleneck.estimate(self.token_encoder(y))
         return (z_hat, tokens), torch.cat([of_z.flatten(1), of_tokens.flatten(1)], 1)
 
-    def encode_hyper(self, y: Tensor, encoders, checks, arithmetic: str) -> tuple[Tensor, Tensor]:
+    def encode_hyper(
+        self, y: Tensor, encoders: list[Encoder], checks: list[SymbolCheck], path: GlobalTokenModel
+    ) -> tuple[Tensor, Tensor]:
         """(z_hat, tokens_hat) as files hold them."""
-        z_hat, prior = super().encode_hyper(y, encoders, checks, arithmetic), self.token_decoder.entropy_bottleneck
-        symbols = torch.round(self.token_encoder(y) - prior.medians())
-        put_symbols(encoders, checks, symbols, self.z_indexes(symbols.shape), prior.tables())
-        return z_hat, symbols.to(z_hat) + prior.medians().to(z_hat)
+        z_hat, prior = super().encode_hyper(y, encoders, checks, path), path.token_decoder.entropy_bottleneck
+        return z_hat, encode_under(prior, self.token_encoder(y), encoders, checks)
 
-    def decode_hyper(self, shape: tuple[int, int], decoders, checks, arithmetic: str) -> tuple[Tensor, Tensor]:
+    def decode_hyper(
+        self, shape: tuple[int, int], decoders: list[Decoder], checks: list[SymbolCheck]
+    ) -> tuple[Tensor, Tensor]:
         """The inverse."""
-        z_hat, prior = super().decode_hyper(shape, decoders, checks, arithmetic), self.token_decoder.entropy_bottleneck
-        indexes = self.z_indexes((len(decoders), self.hyper_channels, self.tokens, 1))
-        return z_hat, get_symbols(decoders, checks, indexes, prior.tables()).to(z_hat) + prior.medians().to(z_hat)
+        z_hat, prior = super().decode_hyper(shape, decoders, checks), self.token_decoder.entropy_bottleneck
+        return z_hat, decode_under(prior, (self.tokens, 1), decoders, checks)

@@ -10,17 +10,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from compressai.registry import register_model
 from torch import Tensor
 
 from models.layers.invertible import EnhancementPair, InvertibleNetwork
 from models.tcm import TCM
 
 
+@register_model("icwem")
 class ICWEM(TCM):
     """Defaults are the thesis' model; arguments as in TCM."""
 
     model_name = "icwem"
-    transform_names = ("g_a", "g_s", "h_a", "enh", "inv")
+    transform_names = ("g_a", "g_s", "enh", "inv")
 
     def build_transforms(self, N: int, M: int, head_dims: Sequence[int], window: int) -> None:
         """g_a, g_s and the networks in front of g_a and behind g_s."""

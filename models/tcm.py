@@ -23,13 +23,14 @@ from compressai.layers import (
     ResidualBlock,
     ResidualBlockUpsample,
     ResidualBlockWithStride,
-    conv3x3,
     subpel_conv3x3,
 )
+from compressai.registry import register_model
 from torch import Tensor, nn
 
-from models.base import SliceCompressionModel, recorded
-from models.layers.attention import PlainSwinBlock, to_map, to_tokens
+from models.base import SliceCompressionModel
+from models.configuration import record
+from models.layers.attention import WindowAttention, to_map, to_tokens
 from models.layers.convolution import SliceTransform, conv
 
 
@@ -57,6 +58,23 @@ class StridedBlock(ResidualBlockWithStride):
         self.skip = StridedPoints(in_channels, out_channels, 2)
 
 
+class PlainSwinBlock(nn.Module):
+    """TCM's Transformer block: x + attention(LN x), then x + MLP(LN x), with a GELU MLP of four times the width."""
+
+    def __init__(self, channels: int, head_dim: int, window: int, shifted: bool) -> None:
+        super().__init__()
+        self.ln1 = nn.LayerNorm(channels)
+        self.msa = WindowAttention(channels, head_dim, window, shifted)
+        self.ln2 = nn.LayerNorm(channels)
+        self.mlp = nn.Sequential(nn.Linear(channels, 4 * channels), nn.GELU(), nn.Linear(4 * channels, channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W)."""
+        x = to_tokens(x)
+        x = x + self.msa(self.ln1(x))
+        return to_map(x + self.mlp(self.ln2(x)))
+
+
 class MixtureBlock(nn.Module):
     """Parallel Transformer-CNN mixture (Section 3.2): half of the channels through each, then both together."""
 
@@ -72,8 +90,7 @@ class MixtureBlock(nn.Module):
         """(B, 2N, H, W) -> (B, 2N, H, W)."""
         local, distant = self.conv1_1(x).chunk(2, 1)
         local = self.conv_block(local) + local  # a second skip, beside the block's own
-        distant = to_map(self.trans_block(to_tokens(distant).contiguous()))
-        return x + self.conv1_2(torch.cat([local, distant], 1))
+        return x + self.conv1_2(torch.cat([local, self.trans_block(distant)], 1))
 
 
 class SwinPair(nn.Module):
@@ -86,7 +103,7 @@ class SwinPair(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
-        return to_map(self.block_2(self.block_1(to_tokens(x).contiguous())))
+        return self.block_2(self.block_1(x))
 
 
 class SWAtten(AttentionBlock):
@@ -105,6 +122,7 @@ class SWAtten(AttentionBlock):
         return self.out_conv(self.conv_a(u) * gate + u)
 
 
+@register_model("tcm")
 class TCM(SliceCompressionModel):
     """Defaults are the paper's large model (N = 128; 96 middle, 64 small).
 
@@ -115,6 +133,7 @@ class TCM(SliceCompressionModel):
 
     model_name = "tcm"
 
+    @record
     def __init__(
         self,
         N: int = 128,
@@ -130,7 +149,7 @@ class TCM(SliceCompressionModel):
         attention_head_dim: int = 16,
         variable_rate: bool = False,
     ) -> None:
-        super().__init__(recorded(locals()), M, hyper_channels, slices, (window, hyper_window), variable_rate)
+        super().__init__(M, hyper_channels, slices, (window, hyper_window), variable_rate)
         self.build_prior()  # first: the published order of the tensors
         self.build_transforms(N, M, head_dims, window)
         self.build_hyper_prior(N, M, hyper_channels, hyper_head_dim, hyper_window)
@@ -151,7 +170,7 @@ class TCM(SliceCompressionModel):
         self.h_a = SliceTransform(
             StridedBlock(M, 2 * N),
             *mixture_pair(N, head_dim, window),
-            conv3x3(2 * N, hyper_channels, 2),
+            conv(2 * N, hyper_channels, 3, 2, exact=True),
         )
         for name in ("h_mean_s", "h_scale_s"):
             up = ResidualBlockUpsample(hyper_channels, 2 * N, 2)
@@ -179,7 +198,7 @@ def analysis_transform(N: int, M: int, head_dims: Sequence[int], window: int) ->
     for head_dim in head_dims:
         layers += [StridedBlock(before, 2 * N), *mixture_pair(N, head_dim, window)]
         before = 2 * N
-    return SliceTransform(*layers, conv3x3(2 * N, M, 2))
+    return SliceTransform(*layers, conv(2 * N, M, 3, 2, exact=True))
 
 
 def synthesis_transform(N: int, M: int, head_dims: Sequence[int], window: int) -> SliceTransform:

@@ -31,7 +31,7 @@ from utils.cli import UserError, run_program
 from utils.data.images import find_images, read_image, to_tensor
 from utils.evaluation.evaluation import QUANTITIES, Record, average, distortion
 from utils.evaluation.results import make_results, write_results
-from utils.figures.classical_codecs import CODECS, Codec
+from utils.figures.classical_codecs import CODECS, ClassicalCodec
 from utils.files import require_writable
 from utils.metrics import bpp
 from utils.tables import format_number, format_table
@@ -55,7 +55,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     return args
 
 
-def choose_codecs(names: Sequence[str] | None) -> list[Codec]:
+def choose_codecs(names: Sequence[str] | None) -> list[ClassicalCodec]:
     """The codecs asked for, or all that can be used here. Raises UserError for one asked for that cannot."""
     for name in names or []:
         if reason := CODECS[name].missing():
@@ -79,7 +79,7 @@ def processor_seconds() -> float:
     return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
-def measure(codec: Codec, setting: float, pixels: np.ndarray) -> Record:
+def measure(codec: ClassicalCodec, setting: float, pixels: np.ndarray) -> Record:
     """Record (see utils/evaluation/evaluation.py) of one image, uint8 (H, W, 3), without its name."""
     try:
         data, encode_ms = timed(lambda: codec.encode(pixels, setting))
@@ -94,7 +94,7 @@ def measure(codec: Codec, setting: float, pixels: np.ndarray) -> Record:
     return record | distortion(to_tensor(pixels), to_tensor(decoded))
 
 
-def measure_file(codec: Codec, job: tuple[float, Path], root: Path) -> Record:
+def measure_file(codec: ClassicalCodec, job: tuple[float, Path], root: Path) -> Record:
     """Record of one image file at one setting, named relative to `root`."""
     setting, path = job
     try:
@@ -104,7 +104,9 @@ def measure_file(codec: Codec, job: tuple[float, Path], root: Path) -> Record:
     return {**record, "name": path.relative_to(root).as_posix()}
 
 
-def measure_codec(codec: Codec, settings: Sequence[float], images: Sequence[Path], root: Path, n: int) -> list[Record]:
+def measure_codec(
+    codec: ClassicalCodec, settings: Sequence[float], images: Sequence[Path], root: Path, n: int
+) -> list[Record]:
     """Records of all images at the first setting, then at the second, and so on; n images at once."""
     jobs, work = [(setting, path) for setting in settings for path in images], partial(measure_file, codec, root=root)
     bar = partial(tqdm, total=len(jobs), desc=codec.name, unit="image", disable=None)
@@ -116,7 +118,7 @@ def measure_codec(codec: Codec, settings: Sequence[float], images: Sequence[Path
         return list(bar(pool.map(work, jobs)))
 
 
-def make_point(codec: Codec, setting: float, records: Sequence[Record]) -> dict[str, Any]:
+def make_point(codec: ClassicalCodec, setting: float, records: Sequence[Record]) -> dict[str, Any]:
     """An entry of "points" in utils/evaluation/results.py; of each image only what was measured, for a smaller file."""
     return {
         "label": f"{codec.setting_name} {setting:g}",
@@ -130,7 +132,7 @@ def make_point(codec: Codec, setting: float, records: Sequence[Record]) -> dict[
     }
 
 
-def make_curve(codec: Codec, points: Sequence[dict[str, Any]], data: str) -> dict[str, Any]:
+def make_curve(codec: ClassicalCodec, points: Sequence[dict[str, Any]], data: str) -> dict[str, Any]:
     """The codec's results.json."""
     results = make_results(codec.label, f"{codec.label} on {data}: {codec.description()}", points)
     source = f"scripts/bench_codecs.py, {codec.description()}"

@@ -6,7 +6,7 @@ Weights are freshly drawn (speed does not depend on them), those of the shipped 
 Prints tables and writes them as JSON.
 
     coder       the entropy coder against CompressAI's, on as many symbols as a 768x512 image has
-    transforms  plain formulas (tests/plain.py), float32, bfloat16 transforms, and portable files (a float64 path)
+    transforms  the model without the engine, float32, bfloat16 transforms, and portable files (a float64 path)
     shipped     the same for the model in assets
     sizes       seconds and memory of portable files over megapixels, a process each; both should be linear
     folder      images a second, one at a time against reading and writing beside the work, and --jobs
@@ -36,15 +36,15 @@ from project_root import ROOT
 
 from compress_and_decompress import write_bytes, write_image
 from models import MODELS, build_model, load_model
-from models.stripes import DEFAULT_STRIPE, stripes_of
-from tests.plain import plain
+from models.layers.gain import DEFAULT_QUALITY
 from utils.cli import run_program
 from utils.codec.checkpoint import DEFAULT_CHECKPOINT
-from utils.codec.codec import DEFAULT_QUALITY, compress_image, decompress_image
+from utils.codec.codec import Codec
 from utils.codec.folders import Job, Outcome, Stages, run_jobs
 from utils.data.images import read_image, to_tensor, to_uint8, write_png
 from utils.devices import processor
-from utils.inference.memory import held, keep_memory
+from utils.inference.memory import DEFAULT_STRIPE, held, keep_memory
+from utils.inference.rows import stripes_of
 from utils.measuring.coder_speed import coder_speed
 from utils.measuring.runs import CLOCKS, image, in_new_process, in_turn, peak, record_part, reset_peak
 from utils.tables import format_table
@@ -113,16 +113,15 @@ def measure_one_way(args: argparse.Namespace) -> dict[str, float]:
     """Seconds of each step in one of WAYS."""
     model, x, clock, way = get_model(args), image(args.sizes[0]), CLOCKS[args.clock], args.one_way
     quality = DEFAULT_QUALITY if model.variable_rate else None
-    qualities = model.check_quality(quality, x)
-    model = plain(model) if way.startswith("plain") else model
-    model.precision = torch.bfloat16 if way == "bf16" else torch.float32
-    arithmetic = "fp64" if way == "fp64" else "fp32"
-    coded = model.compress(x, quality, arithmetic)
+    codec = Codec(model, "fp64" if way == "fp64" else "fp32", precision="bf16" if way == "bf16" else "fp32")
+    model, path = (model, model) if way.startswith("plain") else (codec.quick, codec.path(codec.arithmetic))
+    coded = model.compress_latent(model.to_latent(x, quality), path)
+    strings = coded["strings"], coded["shape"]
     steps = {
-        "encode": lambda: model.compress(x, quality, arithmetic),
-        "of it analysis": lambda: model.to_latent(x, qualities),
-        "decode": lambda: model.decompress(coded["strings"], coded["shape"], None, quality, arithmetic),
-        "of it synthesis": lambda: model.to_image(coded["y_hat"], qualities),
+        "encode": lambda: model.compress_latent(model.to_latent(x, quality), path),
+        "of it analysis": lambda: model.to_latent(x, quality),
+        "decode": lambda: model.to_image(model.decompress_latent(*strings, path)[0], quality),
+        "of it synthesis": lambda: model.to_image(coded["y_hat"], quality),
     }
     seconds = {}
     for name, step in steps.items():
@@ -144,18 +143,18 @@ def measure_one_size(args: argparse.Namespace) -> list[dict]:
 
     As under --max-memory, freed memory is not kept for the next map.
     """
-    model, clock, rows = get_model(args), CLOCKS[args.clock], []
-    decompress_image(model, compress_image(model, image(0.1)))  # tables, float64 copy, compiled loops
+    codec, clock, rows = Codec(get_model(args)), CLOCKS[args.clock], []
+    codec.decompress(codec.compress(image(0.1)))  # tables, float64 copy, compiled loops
     x = image(args.one_size)
     pixels = x.shape[-2] * x.shape[-1]
     for stripe in STRIPES if args.one_size <= WHOLE_UP_TO else ("usual",):
         reset_peak()
         before, start = held(x.device), clock()
         with stripes_of(STRIPES[stripe]):
-            data = compress_image(model, x)
+            data = codec.compress(x)
             middle, encoding = clock(), peak() - before
             reset_peak()
-            decompress_image(model, data)
+            codec.decompress(data)
         row = {"megapixels": pixels / 1e6, "stripes": stripe, "encode_s": middle - start}
         row |= {"decode_s": clock() - middle, "encode_bytes_a_pixel": encoding / pixels}
         rows.append(row | {"decode_bytes_a_pixel": (peak() - before) / pixels, "held_mib": before / 2**20})
@@ -167,8 +166,8 @@ def measure_folder(args: argparse.Namespace) -> list[dict]:
 
     One after the other; reading and writing beside it; as many files at once as there are threads.
     """
-    model, rows = load_model(DEFAULT_CHECKPOINT), []
-    code = partial(compress_image, model, quality=DEFAULT_QUALITY)
+    codec, rows = Codec(load_model(DEFAULT_CHECKPOINT)), []
+    code = partial(codec.compress, quality=DEFAULT_QUALITY)
     with tempfile.TemporaryDirectory() as folder:
         names = [Path(folder, f"{i}") for i in range(args.images)]
         for name in names:
@@ -182,7 +181,7 @@ def measure_folder(args: argparse.Namespace) -> list[dict]:
         )
         decompress = Stages(
             read=lambda job: job.source.read_bytes(),
-            work=lambda job, data: (to_uint8(decompress_image(model, data)), Outcome(job.name, "done")),
+            work=lambda job, data: (to_uint8(codec.decompress(data)), Outcome(job.name, "done")),
             write=write_image,
         )
         for what, jobs, stages in (("compress", to_bins, compress), ("decompress", to_images, decompress)):

@@ -90,6 +90,7 @@ def measure(args: argparse.Namespace, reference: str) -> dict[str, Any]:
     """Everything about one model in this process."""
     import torch
 
+    from utils.codec.codec import Codec
     from utils.devices import choose_device, describe_device
     from utils.measuring.complexity import count_parts, encoder_and_decoder, parameters_of, parameters_that_thop_sees
     from utils.measuring.latency import measure_latency, peak_memory
@@ -100,7 +101,7 @@ def measure(args: argparse.Namespace, reference: str) -> dict[str, Any]:
     device, x = choose_device(args.device, args.cuda), read(args)
     name, model, quality = load(args, reference, device)
     clock = time.process_time if args.cpu_time else time.perf_counter
-    latency = measure_latency(model, x.to(device), quality, args.runs, args.warm_up, clock)
+    latency = measure_latency(Codec(model, "fp32"), x.to(device), quality, args.runs, args.warm_up, clock)
     peak, parts = peak_memory(device), count_parts(model.cpu(), *x.shape[-2:])
     kinds = {kind: [getattr(macs, kind) / 1e9 for macs in encoder_and_decoder(parts)] for kind in ("exact", "thop")}
     return {
@@ -121,7 +122,7 @@ def measure(args: argparse.Namespace, reference: str) -> dict[str, Any]:
 def load(args: argparse.Namespace, reference: str, device) -> tuple[str, Any, float | None]:
     """build_model's name for it, the model on the device, tables ready, and the quality to code at."""
     from models import build_model, load_model
-    from utils.codec.codec import DEFAULT_QUALITY
+    from models.layers.gain import DEFAULT_QUALITY
 
     if not args.checkpoint:
         model = build_model(reference).to(device).eval()

@@ -31,6 +31,8 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--debug", action="store_true", help="show where an error happened")
     args = parser.parse_args(argv)
     require_writable(args.output, "--output")
+    from utils.codec.codec import fingerprint  # here, as CompressAI takes seconds to load
+
     model, precision = load_model(args.checkpoint), PRECISIONS[args.precision]
     record = read_checkpoint(args.checkpoint).get("model")
     if not record:
@@ -43,7 +45,7 @@ def main(argv: Sequence[str]) -> None:
     weights = {n: t.to(precision) if n in learned else t for n, t in model.state_dict().items()}
     without_padding(weights)
     save_checkpoint(args.output, {"format": 1, "model": record, "state_dict": weights})
-    print(f"{args.output}: {args.output.stat().st_size / 1e6:.1f} MB, model {model.fingerprint().hex()}")
+    print(f"{args.output}: {args.output.stat().st_size / 1e6:.1f} MB, model {fingerprint(model).hex()}")
 
 
 def without_padding(weights: dict[str, torch.Tensor]) -> None:

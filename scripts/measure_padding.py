@@ -16,7 +16,7 @@ import torch
 
 from models import load_model
 from utils.cli import run_program
-from utils.codec.codec import compress_image
+from utils.codec.codec import Codec
 from utils.data.images import find_images, read_image, to_tensor
 from utils.tables import format_table
 
@@ -42,7 +42,7 @@ def main(argv: Sequence[str]) -> None:
 
 def code(model: torch.nn.Module, x: torch.Tensor, mode: str, quality: float | None) -> int:
     """Bytes of the file of one crop."""
-    return len(compress_image(model, x, quality, "fp32", mode))
+    return len(Codec(model, "fp32", mode).compress(x, quality))
 
 
 if __name__ == "__main__":

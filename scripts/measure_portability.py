@@ -20,11 +20,13 @@ import torch
 from torch import Tensor
 
 from models import MODELS, build_model, load_model
-from models.base import SliceCompressionModel, pad_to_multiple
-from tests.fill_weights import fill_
-from tests.test_portable import environment
+from models.base import SliceCompressionModel
 from utils.cli import run_program
 from utils.data.images import find_images, read_image, to_tensor
+from utils.data.padding import pad_centred
+from utils.inference.engine import Engine
+from utils.measuring.environments import environment
+from utils.measuring.fill_weights import fill_
 from utils.tables import format_table
 
 LEVEL_WIDTH = 0.123  # relative distance of two levels of the scale table
@@ -47,7 +49,7 @@ class ReplayingCoder:
 @torch.no_grad()
 def scales_of(model: SliceCompressionModel, x: Tensor, arithmetic: str) -> list[np.ndarray]:
     """The scales of one image's symbols in each environment."""
-    path, y = model.entropy_path(arithmetic), model.analysis(pad_to_multiple(x, model.size_multiple))
+    path, y = Engine(model).path(arithmetic), model.analysis(pad_centred(x, model.size_multiple))
     z, medians = model.h_a(y), model.entropy_bottleneck.medians()
     z_hat = torch.round(z - medians).to(path.dtype) + medians.to(path.dtype)
     symbols: list[Tensor] = []

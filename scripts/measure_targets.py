@@ -19,10 +19,10 @@ import torch
 from tqdm import tqdm
 
 from models import load_model
-from models.base import SliceCompressionModel
+from models.layers.gain import is_quality
 from utils.cli import UserError, run_program
 from utils.codec.checkpoint import DEFAULT_CHECKPOINT
-from utils.codec.codec import compress_image, decompress_image
+from utils.codec.codec import Codec
 from utils.codec.targets import KINDS, Target, compress_to_target
 from utils.data.images import find_images, read_image, to_tensor
 from utils.evaluation.results import to_json
@@ -59,24 +59,24 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     add("--debug", action="store_true", help="show where an error happened")
     args = parser.parse_args(argv)
     for quality in args.quality:
-        if not 1 <= quality <= 100:
+        if not is_quality(quality):
             raise UserError(f"--quality {quality:g}: has to be within 1..100")
     return args
 
 
-def targets_at(model: SliceCompressionModel, x: torch.Tensor, quality: float, arithmetic: str) -> list[Target]:
+def targets_at(codec: Codec, x: torch.Tensor, quality: float) -> list[Target]:
     """A target of each kind: what image x (1, 3, H, W) in [0, 1] comes to at a quality."""
-    data = compress_image(model, x, quality, arithmetic)
-    decibels = psnr(quantise_8_bit(decompress_image(model, data)), x)
+    data = codec.compress(x, quality)
+    decibels = psnr(quantise_8_bit(codec.decompress(data)), x)
     return [Target("bpp", bpp(8 * len(data), *x.shape[-2:])), Target("size", len(data)), Target("psnr", decibels)]
 
 
-def measure_image(model: SliceCompressionModel, path: Path, args: argparse.Namespace) -> list[Outcome]:
+def measure_image(codec: Codec, path: Path, args: argparse.Namespace) -> list[Outcome]:
     """Every target of one image."""
     x = to_tensor(read_image(path)[0])
     outcomes = []
-    for target in (target for quality in args.quality for target in targets_at(model, x, quality, args.arithmetic)):
-        trial = compress_to_target(model, x, target, args.arithmetic)
+    for target in (target for quality in args.quality for target in targets_at(codec, x, quality)):
+        trial = compress_to_target(codec, x, target)
         found = target.kind, target.value, trial.reached, trial.quality, trial.trials
         outcomes.append(Outcome(path.name, *found))
     return outcomes
@@ -118,8 +118,9 @@ def main(argv: Sequence[str]) -> None:
     model = load_model(args.checkpoint)
     if not model.variable_rate:
         raise UserError(f"--checkpoint {args.checkpoint}: has one quality only; name a variable-rate model")
+    codec = Codec(model, args.arithmetic)
     images = tqdm(find_images(args.data), unit="image", disable=None)
-    outcomes = [outcome for path in images for outcome in measure_image(model, path, args)]
+    outcomes = [outcome for path in images for outcome in measure_image(codec, path, args)]
     if args.json:
         print(to_json([asdict(outcome) for outcome in outcomes]))
     else:

@@ -16,13 +16,13 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import project_root  # noqa: F401
 import torch
 from torch import Tensor
 
-from models.base import SliceCompressionModel
 from utils.cli import UserError, run_program
 from utils.data.images import find_images, read_image, to_tensor
 from utils.data.padding import padding_of
@@ -33,6 +33,9 @@ from utils.figures.dictionary_maps import Use, attention_maps, effective_number,
 from utils.figures.plots import FORMATS, new_figure, save_figure
 from utils.files import require_writable
 from utils.tables import format_table
+
+if TYPE_CHECKING:
+    from models.base import SliceCompressionModel
 
 CHECKPOINT = Path(__file__).parent.parent / "assets" / "dcae-small.pt"
 BEYOND = 0.01  # share of the places whose attention is beyond the end of the colours

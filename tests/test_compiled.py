@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import copy
 import os
 import shutil
 from pathlib import Path
@@ -12,16 +11,13 @@ import pytest
 import torch
 
 from compress_and_decompress import decompress
-from models import stripes
-from models.layers import winograd
 from tests.toys import toy_image, toy_model
 from utils.cli import UserError
 from utils.codec.bitstream import ModelMismatch
-from utils.codec.codec import compress_image, decompress_image
+from utils.codec.codec import Codec
 from utils.codec.folders import Job
 from utils.inference import compiled
 from utils.inference.compiled import CompiledTransforms, check_ready
-from utils.inference.memory import compile_ahead
 
 
 @pytest.fixture
@@ -40,60 +36,51 @@ def exported(monkeypatch):
     return modules
 
 
-def compiling(kind: str, folder: Path):
-    model = copy.deepcopy(toy_model(kind))
-    model.compiled = CompiledTransforms(folder)
-    return model
+def compiling(kind: str, folder: Path, **options) -> Codec:
+    return Codec(toy_model(kind), compiled=CompiledTransforms(folder), **options)
 
 
 @pytest.mark.parametrize("kind", ["dcae", "icwem", "dcae-variable-rate"])
 def test_each_size_and_precision_is_compiled_once(kind, tmp_path, exported, capsys):
     x = toy_image(130, 100)
-    model, quality = compiling(kind, tmp_path), 50 if kind == "dcae-variable-rate" else None
-    with torch.inference_mode():
-        compile_ahead(model, 130, 100, "analysis", "synthesis")
-        said = capsys.readouterr().err
-        assert len(exported) == 2 and "compiling analysis for" in said and "compiling synthesis for" in said
-        image = decompress_image(model, compress_image(model, x, quality))
-        assert len(exported) == 2 and not capsys.readouterr().err  # nothing was left to be done
-        again = compiling(kind, tmp_path)
-        assert torch.equal(decompress_image(again, compress_image(again, x, quality)), image)
-        assert len(exported) == 2  # another process finds them
-        expected = decompress_image(toy_model(kind), compress_image(toy_model(kind), x, quality))
-        assert torch.allclose(image, expected, atol=1e-4)
-        again.precision = torch.bfloat16
-        narrow = decompress_image(again, compress_image(again, x, quality))
-        assert len(exported) == 4 and not torch.equal(narrow, image) and narrow.dtype == torch.float32
+    codec, quality = compiling(kind, tmp_path), 50 if kind == "dcae-variable-rate" else None
+    codec.prepare(130, 100, "analysis", "synthesis")
+    said = capsys.readouterr().err
+    assert len(exported) == 2 and "compiling analysis for" in said and "compiling synthesis for" in said
+    image = codec.decompress(codec.compress(x, quality))
+    assert len(exported) == 2 and not capsys.readouterr().err  # nothing was left to be done
+    again = compiling(kind, tmp_path)
+    assert torch.equal(again.decompress(again.compress(x, quality)), image)
+    assert len(exported) == 2  # another process finds them
+    eager = Codec(toy_model(kind))
+    assert torch.allclose(image, eager.decompress(eager.compress(x, quality)), atol=1e-4)
+    narrow = compiling(kind, tmp_path, precision="bf16")
+    decoded = narrow.decompress(narrow.compress(x, quality))
+    assert len(exported) == 4 and not torch.equal(decoded, image) and decoded.dtype == torch.float32
     assert {path.suffix for path in tmp_path.iterdir()} == {".pt2"} and len(list(tmp_path.iterdir())) == 4
 
 
 def test_other_weights_are_compiled_anew(tmp_path, exported):
-    model, x = compiling("dcae", tmp_path), toy_image(128, 128)
-    with torch.inference_mode():
-        before = model.transform("analysis", x)
-    with torch.no_grad():
-        model.load_state_dict({name: value * 0.5 for name, value in model.state_dict().items()})
-    model.update(force=True)
-    with torch.inference_mode():
-        assert not torch.allclose(model.transform("analysis", x), before) and len(exported) == 2
+    x, other = toy_image(128, 128), toy_model("dcae", salt="other")
+    before = compiling("dcae", tmp_path).quick.analysis(x)
+    after = Codec(other, compiled=CompiledTransforms(tmp_path)).quick.analysis(x)
+    assert not torch.allclose(after, before) and len(exported) == 2
 
 
 def test_other_code_is_compiled_anew(tmp_path, exported, monkeypatch):
-    with torch.inference_mode():
-        compile_ahead(compiling("dcae", tmp_path), 128, 128, "analysis")
-        monkeypatch.setattr(compiled, "_code", lambda: "changed")
-        compile_ahead(compiling("dcae", tmp_path), 128, 128, "analysis")
+    compiling("dcae", tmp_path).prepare(128, 128, "analysis")
+    monkeypatch.setattr(compiled, "_code", lambda: "changed")
+    compiling("dcae", tmp_path).prepare(128, 128, "analysis")
     assert len(exported) == 2
 
 
 def test_a_broken_library_is_made_again(tmp_path, exported):
-    with torch.inference_mode():
-        compile_ahead(compiling("dcae", tmp_path), 128, 128, "analysis")
-        (library,) = tmp_path.iterdir()
-        library.write_text("cut o")
-        model = compiling("dcae", tmp_path)
-        compile_ahead(model, 128, 128, "analysis")
-        assert len(exported) == 2 and model.transform("analysis", toy_image(128, 128)).isfinite().all()
+    compiling("dcae", tmp_path).prepare(128, 128, "analysis")
+    (library,) = tmp_path.iterdir()
+    library.write_text("cut o")
+    codec = compiling("dcae", tmp_path)
+    codec.prepare(128, 128, "analysis")
+    assert len(exported) == 2 and codec.quick.analysis(toy_image(128, 128)).isfinite().all()
 
 
 def test_it_is_asked_at_the_start_whether_anything_can_be_compiled(tmp_path, monkeypatch):
@@ -107,11 +94,11 @@ def test_it_is_asked_at_the_start_whether_anything_can_be_compiled(tmp_path, mon
 
 def test_nothing_is_compiled_for_a_file_of_another_model(tmp_path, exported, monkeypatch):
     """A file may say any size."""
-    model = compiling("dcae", tmp_path)
-    data = compress_image(toy_model("dcae", salt="other"), toy_image(128, 128))
-    args = argparse.Namespace(compile=True, jobs=1, device=torch.device("cpu"))
-    with torch.inference_mode(), pytest.raises(ModelMismatch):
-        decompress(Job("x", tmp_path / "x", tmp_path / "y"), data, model, args, set())
+    codec = compiling("dcae", tmp_path)
+    data = Codec(toy_model("dcae", salt="other")).compress(toy_image(128, 128))
+    args = argparse.Namespace(compile=True, jobs=1)
+    with pytest.raises(ModelMismatch):
+        decompress(Job("x", tmp_path / "x", tmp_path / "y"), data, codec, args, set())
     assert not exported
 
 
@@ -120,28 +107,9 @@ def test_what_cannot_be_compiled(tmp_path, monkeypatch):
         raise RuntimeError("no C++ compiler\nand more")
 
     monkeypatch.setattr(torch._inductor, "aoti_compile_and_package", fail)
-    model = compiling("dcae", tmp_path)
-    with torch.inference_mode(), pytest.raises(UserError, match=r"--compile: analysis.*\(no C\+\+ compiler\)"):
-        compile_ahead(model, 128, 128, "analysis")
+    with pytest.raises(UserError, match=r"--compile: analysis.*\(no C\+\+ compiler\)"):
+        compiling("dcae", tmp_path).prepare(128, 128, "analysis")
     assert not list(tmp_path.iterdir())
-
-
-def test_wide_layers_are_exported(monkeypatch, tmp_path):
-    """Their loops are for eager models; what is exported computes the same."""
-
-    def package(exported, package_path, inductor_configs):
-        Path(package_path).touch()
-        modules.append(exported.module())
-
-    modules: list[torch.nn.Module] = []
-    monkeypatch.setattr(torch._inductor, "aoti_compile_and_package", package)
-    monkeypatch.setattr(torch._inductor, "aoti_load_package", lambda path: modules[-1])
-    model, x = compiling("dcae", tmp_path), torch.rand(1, 128, 9, 13)
-    wide = torch.nn.Conv2d(128, 128, 3, padding=1)
-    model.analysis = lambda x: stripes.convolution(wide, x)
-    with torch.inference_mode():
-        assert winograd.pays(x, wide)
-        assert torch.allclose(model.transform("analysis", x), model.analysis(x), atol=1e-5)
 
 
 @pytest.mark.slow
@@ -151,9 +119,9 @@ def test_real_libraries(tmp_path):
         with pytest.raises(UserError, match=r"no C\+\+ compiler"):
             check_ready(tmp_path)
         return
-    model, x = compiling("dcae", tmp_path), toy_image(128, 128)
+    x = toy_image(128, 128)
     with torch.inference_mode():
-        result, expected = model.transform("analysis", x), toy_model("dcae").analysis(x)
-        again = compiling("dcae", tmp_path).transform("analysis", x)
+        result, expected = compiling("dcae", tmp_path).quick.analysis(x), toy_model("dcae").analysis(x)
+        again = compiling("dcae", tmp_path).quick.analysis(x)
     assert torch.allclose(result, expected, atol=1e-4) and torch.equal(again, result)
     assert len(list(tmp_path.iterdir())) == 1

@@ -19,7 +19,7 @@ from PIL import Image
 from compress_and_decompress import main, share_threads
 from tests.toys import toy_image, toy_model
 from utils.cli import UserError
-from utils.codec.codec import decompress_image
+from utils.codec.codec import Codec, fingerprint
 from utils.data.images import read_image, to_uint8
 
 ROOT = Path(__file__).parent.parent
@@ -82,8 +82,11 @@ def test_files_at_once_are_those_of_one_after_the_other(photos, tmp_path, checkp
     run("compress", photos, tmp_path / "many", checkpoint, "--arithmetic", "fp32", "--overwrite", "--threads", "2")
     used = {}
     monkeypatch.setattr(
-        "compress_and_decompress.decompress_image",
-        lambda model, data: used.update({data: torch.get_num_threads()}) or decompress_image(model, data),
+        Codec,
+        "decompress",
+        lambda self, data, original=Codec.decompress: (
+            used.update({data: torch.get_num_threads()}) or original(self, data)
+        ),
     )
     for folder, expected in (("one", 1), ("many", 2)):
         flags = ("--jobs", "2", "--threads", "2")
@@ -164,15 +167,15 @@ def damaged(data: bytes):
 def test_no_damaged_file_gives_an_image(photos, tmp_path, checkpoint):
     from models import load_model
     from utils.codec.bitstream import BitstreamError
-    from utils.codec.codec import compress_image, decompress_image
+    from utils.codec.codec import Codec
     from utils.data.images import to_tensor
 
     model = load_model(checkpoint)
-    data = compress_image(model, to_tensor(read_image(photos / "a.png")[0][:16, :16]))
+    data = Codec(model).compress(to_tensor(read_image(photos / "a.png")[0][:16, :16]))
     cases = 0
     for name, broken in damaged(data):
         with pytest.raises(BitstreamError):
-            decompress_image(model, broken)
+            Codec(model).decompress(broken)
             pytest.fail(name)
         cases += 1
     print(f"{cases} damaged files, none gave an image")
@@ -212,8 +215,8 @@ def test_the_wrong_checkpoint_is_named(photos, tmp_path, checkpoint, capsys):
     run("compress", photos / "a.png", tmp_path / "bins", checkpoint)
     assert run("decompress", tmp_path / "bins", tmp_path / "out", other) == 2
     error = capsys.readouterr().err
-    assert toy_model("dcae").fingerprint().hex() in error
-    assert toy_model("dcae", salt="other").fingerprint().hex() in error
+    assert fingerprint(toy_model("dcae")).hex() in error
+    assert fingerprint(toy_model("dcae", salt="other")).hex() in error
 
 
 @pytest.mark.parametrize(

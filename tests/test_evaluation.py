@@ -2,6 +2,7 @@
 
 import json
 import math
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -11,23 +12,33 @@ from PIL import Image
 from models.layers.gain import GainUnit
 from tests.toys import toy_image, toy_model
 from utils.cli import UserError
+from utils.codec.codec import Codec
 from utils.data.images import read_image, to_uint8
+from utils.data.padding import pad_centred
 from utils.evaluation import evaluation
 from utils.evaluation.evaluation import average, evaluate_images
 from utils.evaluation.results import make_results, read_results, to_json, write_results
 
 
-class FakeModel(torch.nn.Module):
+class FakeCodec:
     """Adds `error` to the image, and spends one bit a symbol on one symbol a padded pixel of y and 16 of z."""
 
-    size_multiple = 64
+    device = torch.device("cpu")
 
     def __init__(self, error: float = 0.0) -> None:
-        super().__init__()
-        self.error, self.calls = torch.nn.Parameter(torch.tensor(error)), []
+        self.error, self.calls = error, []
 
-    def forward(self, x, quality=None):
-        self.calls.append((tuple(x.shape), quality, self.training, torch.is_inference_mode_enabled()))
+    def prepare(self, height, width, *transforms):
+        pass
+
+    def bounded(self, height, width):
+        return nullcontext()
+
+    def padded(self, x):
+        return pad_centred(x, 64, "replicate")
+
+    def quick(self, x, quality):
+        self.calls.append((tuple(x.shape), quality, torch.is_inference_mode_enabled()))
         y, z = torch.full_like(x[:, :1], 0.5), torch.full((1, 16, 1, 1), 0.5)
         return {"x_hat": x + self.error, "likelihoods": {"y": y, "z": z}}
 
@@ -44,7 +55,7 @@ def images(tmp_path):
 
 
 def test_estimated_rate_counts_the_images_own_pixels(images):
-    record = evaluate_images(FakeModel(), images[:1])[0]
+    record = evaluate_images(FakeCodec(), images[:1])[0]
     assert record["bpp_y"] == pytest.approx(192 * 256 / (170 * 200))
     assert record["bpp_z"] == pytest.approx(16 / (170 * 200))
     assert record["bpp"] == record["bpp_estimated"] == record["bpp_y"] + record["bpp_z"]
@@ -54,7 +65,7 @@ def test_estimated_rate_counts_the_images_own_pixels(images):
 
 
 def test_distortion_is_measured_after_rounding_with_the_float_one_beside_it(images):
-    hidden, visible = (evaluate_images(FakeModel(error / 255), images[:1])[0] for error in (0.4, 2.0))
+    hidden, visible = (evaluate_images(FakeCodec(error / 255), images[:1])[0] for error in (0.4, 2.0))
     assert hidden["psnr"] == math.inf and hidden["mse"] == 0 and hidden["ms_ssim"] == pytest.approx(1)
     assert hidden["psnr_float"] == pytest.approx(20 * math.log10(255 / 0.4), abs=1e-3)
     assert visible["psnr"] == pytest.approx(20 * math.log10(255 / 2), abs=1e-3)
@@ -63,11 +74,11 @@ def test_distortion_is_measured_after_rounding_with_the_float_one_beside_it(imag
 
 
 def test_output_outside_0_to_1_is_clamped_before_it_is_measured(images):
-    assert evaluate_images(FakeModel(5.0), images[:1])[0]["mse_float"] < 1
+    assert evaluate_images(FakeCodec(5.0), images[:1])[0]["mse_float"] < 1
 
 
 def test_small_images_have_no_ms_ssim_and_do_not_spoil_its_average(images):
-    records = evaluate_images(FakeModel(0.05), images)
+    records = evaluate_images(FakeCodec(0.05), images)
     assert [record["ms_ssim"] is None for record in records] == [False, True, False]
     means = average(records)
     assert means["ms_ssim"] == pytest.approx((records[0]["ms_ssim"] + records[2]["ms_ssim"]) / 2)
@@ -77,7 +88,7 @@ def test_small_images_have_no_ms_ssim_and_do_not_spoil_its_average(images):
 
 
 def test_psnr_of_a_set_is_the_mean_of_psnrs(images):
-    records = evaluate_images(FakeModel(0.05), images[:2])
+    records = evaluate_images(FakeCodec(0.05), images[:2])
     records[1].update(mse=1e-4, psnr=40.0)
     means = average(records)
     assert means["psnr"] == pytest.approx((records[0]["psnr"] + 40) / 2)
@@ -94,19 +105,19 @@ def test_a_bad_image_stops_only_those_who_do_not_handle_it(images, tmp_path):
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"not an image")
     with pytest.raises(UserError, match="broken.png"):
-        evaluate_images(FakeModel(), [broken, *images])
+        evaluate_images(FakeCodec(), [broken, *images])
     failed = []
-    records = evaluate_images(FakeModel(), [broken, *images], failed=lambda path, error: failed.append(path))
+    records = evaluate_images(FakeCodec(), [broken, *images], failed=lambda path, error: failed.append(path))
     assert failed == [broken] and len(records) == 3
 
 
 def test_the_first_image_is_run_once_more_to_warm_up(images, tmp_path):
     (tmp_path / "broken.png").write_bytes(b"not an image")
-    model = FakeModel()
+    codec = FakeCodec()
     paths = [tmp_path / "broken.png", *images]
-    evaluate_images(model, paths, warm_up=True, quality=7.5, failed=lambda path, error: None)
+    evaluate_images(codec, paths, warm_up=True, quality=7.5, failed=lambda path, error: None)
     shapes = [(1, 3, 192, 256), (1, 3, 192, 256), (1, 3, 64, 64), (1, 3, 192, 192)]
-    assert model.calls == [(shape, 7.5, False, True) for shape in shapes]
+    assert codec.calls == [(shape, 7.5, True) for shape in shapes]
 
 
 def test_time_includes_the_devices_work(monkeypatch):
@@ -121,32 +132,34 @@ def test_reconstructions_and_notes_are_handed_on(images, tmp_path):
     grey.save(tmp_path / "alpha.png")
     kept, noted = {}, {}
     paths = [images[1], tmp_path / "alpha.png"]
-    evaluate_images(FakeModel(), paths, keep=kept.__setitem__, noted=noted.__setitem__)
+    evaluate_images(FakeCodec(), paths, keep=kept.__setitem__, noted=noted.__setitem__)
     assert all(np.array_equal(kept[path], read_image(path)[0]) for path in paths)
     assert list(noted) == [tmp_path / "alpha.png"] and "white" in noted[tmp_path / "alpha.png"][0]
 
 
 def test_training_goes_on_after_validation(images):
-    """The mode comes back, and nothing made under inference mode is left where a gradient would pass."""
+    """The model stays in its mode, and nothing made under inference mode is left where a gradient would pass."""
     model, x = toy_model("dcae").train(), toy_image(128, 128)
-    evaluate_images(model, images[:2])
+    evaluate_images(Codec(model), images[:2])
     assert model.training
     out = model(x)
     (out["x_hat"].mean() + out["likelihoods"]["y"].log().mean()).backward()
     assert model.g_a[0].conv.weight.grad.abs().sum() > 0
 
 
-def test_a_model_in_eval_mode_stays_so(images):
-    model = toy_model("dcae")
-    evaluate_images(model, images[1:2])
-    assert not model.training
+def test_a_criterion_gets_what_is_shown(images):
+    """Its value is the record's "loss": of the cropped image, clamped, and of all bits."""
+    loss = lambda out, x: float((out["x_hat"] - x).abs().max()) if x.shape[-1] > 100 else None  # noqa: E731
+    records = evaluate_images(FakeCodec(5.0), images, criterion=loss)
+    assert [record["loss"] is None for record in records] == [False, True, False]
+    assert 0 < records[0]["loss"] <= 1
 
 
 @pytest.mark.parametrize("arithmetic", ["fp32", "fp64"])
 def test_real_files(images, arithmetic):
-    model, kept = toy_model("dcae"), {}
-    records = evaluate_images(model, images[:2], real=True, arithmetic=arithmetic, keep=kept.__setitem__)
-    estimates = evaluate_images(model, images[:2])
+    codec, kept = Codec(toy_model("dcae"), arithmetic), {}
+    records = evaluate_images(codec, images[:2], real=True, keep=kept.__setitem__)
+    estimates = evaluate_images(codec, images[:2])
     for record, estimated, path in zip(records, estimates, images):
         pixels = record["height"] * record["width"]
         assert record["bpp"] == 8 * record["bytes"] / pixels
@@ -171,7 +184,7 @@ def test_a_file_takes_what_was_estimated_and_a_few_bytes(images):
         network[-1].bias.data.fill_(model.gaussian_conditional.scale_table[36])  # about 10
     model.entropy_bottleneck.quantiles.data += torch.tensor([-30.0, 0.0, 30.0])
     model.update(force=True)
-    record = evaluate_images(model, images[:1], real=True)[0]
+    record = evaluate_images(Codec(model), images[:1], real=True)[0]
     estimated = record["bpp_estimated"] * record["height"] * record["width"] / 8
     assert estimated > 4000
     assert 10 < record["bytes"] - estimated < 60  # header and check about 20, two final states of 4 to 8
@@ -182,7 +195,7 @@ def test_quality_reaches_the_estimate_and_the_file(images):
     model = toy_model("dcae-variable-rate")
     for name, tensor in GainUnit(model.M).state_dict().items():  # gains as training starts with: they grow with quality
         getattr(model.gain, name).data.copy_(tensor)
-    low, high = (evaluate_images(model, images[:1], quality=quality, real=True)[0] for quality in (1, 100))
+    low, high = (evaluate_images(Codec(model), images[:1], quality=quality, real=True)[0] for quality in (1, 100))
     assert 1.1 * low["bpp"] < high["bpp"] and 1.1 * low["bpp_estimated"] < high["bpp_estimated"]
 
 

@@ -8,8 +8,8 @@ import torch
 
 from models import MODELS, build_model
 from models.coders import EncodingCoder, EstimatingCoder, SymbolCheck
-from models.portable import MatrixConvolution, MatrixDeconvolution
 from tests.toys import TOYS, toy_hyper, toy_image, toy_model
+from utils.codec.codec import Codec, fingerprint
 from utils.entropy_coding.rans import DesynchronisedError, Encoder
 
 SIZES = [(1, 1), (1, 300), (17, 64), (128, 128), (129, 127), (200, 312), (256, 128)]
@@ -28,25 +28,25 @@ def model(request):
 @pytest.mark.parametrize("arithmetic", ["fp32", "fp64"])
 def test_decode_of_encode_equals_the_quantised_forward(model, size, arithmetic):
     x, quality = toy_image(*size), quality_of(model)
-    out = model.compress(x, quality=quality, arithmetic=arithmetic)
-    back = model.decompress(out["strings"], out["shape"], size, quality, arithmetic)
+    out = model.compress(x, quality)
+    back = model.decompress(out["strings"], out["shape"], size, quality)
     assert back["checks"] == out["checks"]
-    assert back["x_hat"].shape == (1, 3, *size)
-    if arithmetic == "fp32":
-        with torch.no_grad():
-            assert torch.equal(back["x_hat"], model(x, quality=quality)["x_hat"].clamp(0, 1))
+    with torch.no_grad():
+        assert torch.equal(back["x_hat"], model(x, quality)["x_hat"].clamp(0, 1))
+    codec = Codec(model, arithmetic)
+    assert codec.decompress(codec.compress(x, quality)).shape == x.shape
 
 
 def test_batches(model):
     """One string an image; every image of a batch comes back, also when decoded on its own."""
     x, quality = toy_image(70, 150, batch=3), quality_of(model)
-    out = model.compress(x, quality, "fp64")
+    out = model.compress(x, quality)
     assert [len(group) for group in out["strings"]] == [3, 3]
-    together = model.decompress(out["strings"], out["shape"], (70, 150), quality, "fp64")
+    together = model.decompress(out["strings"], out["shape"], (70, 150), quality)
     assert together["checks"] == out["checks"]
     for i in range(3):
         strings = [[group[i]] for group in out["strings"]]
-        alone = model.decompress(strings, out["shape"], (70, 150), quality, "fp64")
+        alone = model.decompress(strings, out["shape"], (70, 150), quality)
         assert alone["checks"] == [out["checks"][i]]
         assert torch.allclose(alone["x_hat"][0], together["x_hat"][i], atol=1e-5)
 
@@ -60,7 +60,8 @@ class SamplingCoder(EncodingCoder):
 
     def __call__(self, y, mean, scale):
         y = mean + scale.clamp(min=0.11) * torch.randn_like(scale)
-        self.bits -= self.gaussian.likelihood(torch.round(y - mean), scale).log2().sum().item()
+        likelihood = self.gaussian._likelihood(torch.round(y - mean), scale).clamp(min=1e-9)
+        self.bits -= likelihood.log2().sum().item()
         return super().__call__(y, mean, scale)
 
 
@@ -108,17 +109,17 @@ def test_gradients_reach_every_parameter(model):
 
 def test_a_wrong_string_is_an_error(model):
     x, quality = toy_image(128, 128), quality_of(model)
-    out = model.compress(x, quality, "fp64")
+    out = model.compress(x, quality)
     broken = bytearray(out["strings"][0][0])
     broken[len(broken) // 2] ^= 0x10
     with pytest.raises(DesynchronisedError):
-        model.decompress([[bytes(broken)], out["strings"][1]], out["shape"], None, quality, "fp64")
+        model.decompress([[bytes(broken)], out["strings"][1]], out["shape"], None, quality)
 
 
 def test_fingerprint_follows_the_weights():
     model, same, other = toy_model("dcae"), toy_model("dcae"), toy_model("dcae", salt="other")
-    assert model.fingerprint() == same.fingerprint() != other.fingerprint()
-    assert len(model.fingerprint()) == 4
+    assert fingerprint(model) == fingerprint(same) != fingerprint(other)
+    assert len(fingerprint(model)) == 4
 
 
 def test_quality_changes_the_rate_smoothly():
@@ -150,28 +151,3 @@ def test_unknown_names_and_options():
         build_model("nosuch")
     with pytest.raises(TypeError):
         build_model("dcae", no_such_option=1)
-
-
-@pytest.mark.parametrize("groups", [1, 6])
-@pytest.mark.parametrize("kernel", [1, 3, 7])
-@pytest.mark.parametrize("size", [(1, 1), (2, 5), (9, 4)], ids=str)
-def test_matrix_convolution_is_the_convolution(groups, kernel, size):
-    layer = torch.nn.Conv2d(6, 6, kernel, padding=kernel // 2, groups=groups).double()
-    x = torch.randn(2, 6, *size, dtype=torch.float64)
-    assert MatrixConvolution.can_replace(layer)
-    assert torch.allclose(MatrixConvolution.of(layer)(x), layer(x), rtol=0, atol=1e-13)
-
-
-@pytest.mark.parametrize("kernel,stride", [(5, 2), (3, 1), (3, 2), (7, 3)])
-@pytest.mark.parametrize("size", [(1, 1), (2, 5), (9, 4)], ids=str)
-def test_matrix_deconvolution_is_the_transposed_convolution(kernel, stride, size):
-    layer = torch.nn.ConvTranspose2d(6, 5, kernel, stride, kernel // 2, output_padding=stride - 1).double()
-    x = torch.randn(2, 6, *size, dtype=torch.float64)
-    assert MatrixDeconvolution.can_replace(layer)
-    assert torch.allclose(MatrixDeconvolution.of(layer)(x), layer(x), rtol=0, atol=1e-13)
-
-
-@pytest.mark.parametrize("options", [{"kernel_size": 5}, {"kernel_size": 4}, {"kernel_size": 5, "groups": 2}])
-def test_other_transposed_convolutions_are_left_alone(options):
-    layer = torch.nn.ConvTranspose2d(6, 6, padding=2, **options).double()
-    assert not MatrixDeconvolution.can_replace(layer)

@@ -15,7 +15,7 @@ from models.layers.dictionary import DictionaryCrossAttention
 from tests.toys import TOYS, toy_hyper, toy_image, toy_model
 from train import main as train
 from utils.cli import UserError
-from utils.codec.codec import compress_image, decompress_image
+from utils.codec.codec import Codec
 from utils.data.images import to_uint8, write_png
 
 KINDS = ("tcm-dictionary", "elic", "elic-dictionary", "elic-plus-dictionary", "global-tokens")
@@ -108,9 +108,9 @@ def test_anchors_help_the_others_and_not_themselves(kind):
 def test_an_image_of_its_own_dictionary_for_each_of_a_batch():
     layer, x = DictionaryCrossAttention(6, 5, 8, 2, 0), torch.randn(2, 6, 4, 4)
     dictionaries = torch.randn(2, 7, 8)
-    together = layer(x, layer.entries(dictionaries))
+    together = layer(x, dictionaries)
     for i in range(2):
-        assert torch.allclose(together[i : i + 1], layer(x[i : i + 1], layer.entries(dictionaries[i])), atol=1e-6)
+        assert torch.allclose(together[i : i + 1], layer(x[i : i + 1], dictionaries[i]), atol=1e-6)
 
 
 def test_tokens_cost_rate_and_reach_the_decoder():
@@ -119,13 +119,13 @@ def test_tokens_cost_rate_and_reach_the_decoder():
     with torch.no_grad():
         likelihoods = model(x)["likelihoods"]["z"]
     assert likelihoods.shape == (1, model.hyper_channels * (2 * 2 + model.tokens))
-    own = compress_image(model, x)
+    own = Codec(model).compress(x)
     with torch.no_grad():
         model.token_encoder.linear.bias += 3
-    other = compress_image(model, x)
+    other = Codec(model).compress(x)
     model.update(force=True)
     assert own != other
-    assert decompress_image(model, compress_image(model, x)).shape == x.shape
+    assert Codec(model).decompress(Codec(model).compress(x)).shape == x.shape
 
 
 @pytest.mark.parametrize("name", ["tcm-dictionary", "elic", "elic-dictionary", "elic-plus-dictionary"])
@@ -164,7 +164,7 @@ def test_training_and_files(kind, tmp_path):
     model = load_model(run / "latest.pt")
     assert model.model_name == toy_model(kind).model_name
     x = toy_image(70, 90)
-    assert decompress_image(model, compress_image(model, x)).shape == x.shape
+    assert Codec(model).decompress(Codec(model).compress(x)).shape == x.shape
 
 
 def test_fine_tuning_under_a_name_that_files_do_not_have(tmp_path):

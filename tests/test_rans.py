@@ -13,8 +13,7 @@ from compressai._CXX import pmf_to_quantized_cdf
 from compressai.ans import BufferedRansEncoder, RansDecoder
 
 import utils.entropy_coding.rans_loops
-from models.layers.entropy_models import gaussian_pmf, published_scale_table
-from utils.entropy_coding.frequencies import quantize_pmf, quantize_pmfs
+from utils.entropy_coding.frequencies import gaussian_pmf, published_scale_table, quantize_pmf, quantize_pmfs
 from utils.entropy_coding.rans import Decoder, DesynchronisedError, Encoder, Tables, reciprocals
 
 

@@ -12,6 +12,7 @@ from PIL import Image
 import eval as program
 from tests.toys import toy_image, toy_model
 from utils.cli import UserError
+from utils.codec.codec import Codec
 from utils.data.images import read_image, to_uint8
 from utils.evaluation.evaluation import evaluate_images
 from utils.evaluation.report import box_in_map
@@ -125,7 +126,7 @@ def test_the_table_has_a_row_an_image_and_point_and_says_what_failed(report):
 def test_maps_hold_the_estimated_bits_of_y(data):
     maps = {}
     paths = [data / "b.png", data / AWKWARD]
-    records = evaluate_images(toy_model("dcae"), paths, keep_bits=maps.__setitem__)
+    records = evaluate_images(Codec(toy_model("dcae")), paths, keep_bits=maps.__setitem__)
     for path, record in zip(paths, records):
         assert maps[path].shape == tuple(8 * -(-record[side] // 128) for side in ("height", "width"))
         assert maps[path].sum() == pytest.approx(record["bpp_y"] * record["height"] * record["width"])

@@ -13,7 +13,7 @@ from PIL import Image
 from models import load_model
 from tests.test_portable import ENVIRONMENTS, environment
 from utils.codec.checkpoint import DEFAULT_CHECKPOINT
-from utils.codec.codec import compress_image, decompress_image, verify_file
+from utils.codec.codec import Codec
 from utils.data.images import read_image, to_tensor, to_uint8, write_png
 from utils.metrics import psnr
 
@@ -26,60 +26,61 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def model():
-    return load_model(DEFAULT_CHECKPOINT)
+def codec():
+    return Codec(load_model(DEFAULT_CHECKPOINT))
 
 
 def photo(name: str, height: int = SIDE[0], width: int = SIDE[1]) -> torch.Tensor:
     return to_tensor(read_image(SAMPLES / f"{name}.png")[0][150 : 150 + height, 200 : 200 + width])
 
 
-def test_it_is_small(model):
+def test_it_is_small(codec):
     assert DEFAULT_CHECKPOINT.stat().st_size <= 20e6
-    assert sum(p.numel() for p in model.parameters()) <= 12e6
+    assert sum(p.numel() for p in codec.model.parameters()) <= 12e6
+    model = codec.model
     assert model.variable_rate and model.config["dictionary_entries"] and model.config["msfa"]
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_stored_files_give_the_images_they_gave(model, name):
+def test_stored_files_give_the_images_they_gave(codec, name):
     """Their symbols are checked by the file itself; the synthesis may round some pixels otherwise on other machines."""
     then = read_image(STORED / f"{name}.png")[0].astype(int)
-    now = to_uint8(decompress_image(model, (STORED / f"{name}.bin").read_bytes())).astype(int)
+    now = to_uint8(codec.decompress((STORED / f"{name}.bin").read_bytes())).astype(int)
     assert now.shape == then.shape == (*SIDE, 3)
     assert abs(now - then).max() <= 1 and (now != then).mean() < 1e-3
 
 
-def test_all_orders_of_summation_give_one_file(model):
+def test_all_orders_of_summation_give_one_file(codec):
     """Full size: threads x oneDNN x explicit attention x stripes, written under each and read under each."""
     x, files = photo("city", 128, 128), set()
     for chosen in ENVIRONMENTS:
         with environment(*chosen):
-            files.add(compress_image(model, x, 40.0))
+            files.add(codec.compress(x, 40.0))
     assert len(files) == 1
     for chosen in ENVIRONMENTS:
         with environment(*chosen):
-            decompress_image(model, *files)
+            codec.decompress(*files)
 
 
 @pytest.mark.parametrize("name", ["grass", "pixel"])
-def test_rate_is_that_of_fast_files(model, name):
+def test_rate_is_that_of_fast_files(codec, name):
     """float64 changes rate and distortion by less than 0.01 %."""
     x = photo(name, 320, 320)
-    fast, portable = (compress_image(model, x, 90.0, arithmetic) for arithmetic in ("fp32", "fp64"))
-    qualities = [psnr(x, to_tensor(to_uint8(decompress_image(model, data)))) for data in (fast, portable)]
+    fast, portable = (Codec(codec.model, arithmetic).compress(x, 90.0) for arithmetic in ("fp32", "fp64"))
+    qualities = [psnr(x, to_tensor(to_uint8(codec.decompress(data)))) for data in (fast, portable)]
     assert abs(len(portable) / (len(fast) - 2) - 1) < 1e-4 + 4 / len(fast)  # fast files say where they were written
     assert qualities[0] == pytest.approx(qualities[1], rel=1e-4)
-    verify_file(model, portable)
+    codec.verify(portable)
 
 
 @pytest.mark.parametrize("name", ["city", "flowers", "girl", "grass", "night", "pixel"])
-def test_better_than_jpeg_at_every_rate(model, name):
+def test_better_than_jpeg_at_every_rate(codec, name):
     """At three qualities, JPEG in no fewer bytes is at least 0.9 dB behind; rate and PSNR rise with quality."""
-    x, rates, qualities = photo(name, 320, 320), [], []
+    fast, x, rates, qualities = Codec(codec.model, "fp32"), photo(name, 320, 320), [], []
     for quality in (10.0, 45.0, 80.0):
-        data = compress_image(model, x, quality, "fp32")
+        data = fast.compress(x, quality)
         rates.append(len(data))
-        qualities.append(psnr(x, to_tensor(to_uint8(decompress_image(model, data)))))
+        qualities.append(psnr(x, to_tensor(to_uint8(codec.decompress(data)))))
         assert qualities[-1] > psnr(x, to_tensor(jpeg_in_at_least(len(data), to_uint8(x)))) + 0.9
     assert rates == sorted(rates) and qualities == sorted(qualities)
 
@@ -98,9 +99,9 @@ def write_files() -> None:
     """Once for a model: its files and what they give."""
     model = load_model(DEFAULT_CHECKPOINT)
     for stem, (name, quality) in FILES.items():
-        data = compress_image(model, photo(name), quality)
+        data = Codec(model).compress(photo(name), quality)
         (STORED / f"{stem}.bin").write_bytes(data)
-        write_png(STORED / f"{stem}.png", to_uint8(decompress_image(model, data)))
+        write_png(STORED / f"{stem}.png", to_uint8(Codec(model).decompress(data)))
 
 
 if __name__ == "__main__":

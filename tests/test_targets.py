@@ -7,7 +7,7 @@ import compress_and_decompress
 from models.layers.gain import QUALITY_MAX, QUALITY_MIN, GainUnit
 from tests.toys import toy_image, toy_model
 from utils.cli import UserError
-from utils.codec.codec import compress_image, decompress_image
+from utils.codec.codec import Codec
 from utils.codec.targets import Target, Trial, compress_to_target, search
 from utils.metrics import psnr, quantise_8_bit
 
@@ -71,19 +71,19 @@ def graded_model():
 def test_files_on_target_are_what_compress_writes_at_their_quality():
     model = graded_model()
     x = quantise_8_bit(toy_image(96, 160))
-    sizes = [len(compress_image(model, x, quality)) for quality in (QUALITY_MIN, QUALITY_MAX)]
+    sizes = [len(Codec(model).compress(x, quality)) for quality in (QUALITY_MIN, QUALITY_MAX)]
     wanted = sum(sizes) // 2
     trial = compress_to_target(model, x, Target("size", wanted))
     assert 0.97 * wanted <= len(trial.data) <= wanted  # a toy's files are so small that a step of quality shows
-    assert trial.data == compress_image(model, x, trial.quality)
+    assert trial.data == Codec(model).compress(x, trial.quality)
 
 
 def test_the_psnr_reached_is_that_of_the_decoded_file():
     model = graded_model()
     x = quantise_8_bit(toy_image(96, 160))
-    ends = [psnr(quantise_8_bit(decompress_image(model, compress_image(model, x, q))), x) for q in (1.0, 100.0)]
+    ends = [psnr(quantise_8_bit(Codec(model).decompress(Codec(model).compress(x, q))), x) for q in (1.0, 100.0)]
     trial = compress_to_target(model, x, Target("psnr", min(ends)))
-    assert trial.reached == pytest.approx(psnr(quantise_8_bit(decompress_image(model, trial.data)), x), abs=1e-6)
+    assert trial.reached == pytest.approx(psnr(quantise_8_bit(Codec(model).decompress(trial.data)), x), abs=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from tests.toys import TOYS, toy_image, toy_model
 from train import main
 from utils.cli import UserError, run_program
 from utils.codec.checkpoint import save_checkpoint
+from utils.codec.codec import Codec
 from utils.data.images import to_uint8, write_png
 from utils.data.split import split_folder
 from utils.evaluation.evaluation import average, evaluate_images
@@ -106,7 +107,7 @@ def test_tensorboard_gets_the_same_and_the_reconstructions(trained):
 
 def test_validation_is_what_eval_finds(trained, photos):
     logged = events(trained, "validation")[-1]
-    means = average(evaluate_images(load_model(trained / "best.pt"), split_folder(photos).validation))
+    means = average(evaluate_images(Codec(load_model(trained / "best.pt"), "fp32"), split_folder(photos).validation))
     for name in ("bpp", "psnr", "ms_ssim"):
         assert logged[name] == means[name]
 

@@ -10,12 +10,12 @@ import pytest
 import pytorch_msssim
 import torch
 
-from models.layers.entropy_models import SCALE_MIN
 from models.layers.gain import LAMBDA_RANGE, lambda_of_quality
 from tests.toys import toy_image, toy_model
 from utils.cli import UserError
 from utils.codec import checkpoint
 from utils.codec.checkpoint import read_checkpoint, remove_unfinished, save_checkpoint
+from utils.entropy_coding.frequencies import SCALE_MIN
 from utils.training.distributed import Processes
 from utils.training.losses import balance, rate_distortion
 from utils.training.optimization import Average, Schedule, clip_gradient, make_optimizers, quantiles_of, weights_of

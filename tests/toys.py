@@ -6,7 +6,7 @@ import torch
 
 from models import build_model
 from models.base import SliceCompressionModel
-from tests.fill_weights import fill_
+from utils.measuring.fill_weights import fill_
 
 _ENTROPY = {"M": 40, "slices": 5, "hidden": (12, 10)}
 _DCAE = {"channels": (8, 16, 16), "depths": (1, 2, 2), "head_dims": (4, 8, 8), "N": 16, "hyper_head_dim": 8, **_ENTROPY}

@@ -1,14 +1,10 @@
 """Window attention and the Swin blocks built on it.
 
-"Swin Transformer" (Liu et al., ICCV 2021, arXiv:2103.14030). Tokens are (B, H, W, C) with H and W multiples of the
-window; maps are (B, C, H, W). A contiguous token tensor seen through `to_map` is a channels-last map, so that going
-back and forth copies nothing. Everything is computed in stripes of rows (models/stripes.py).
+"Swin Transformer" (Liu et al., ICCV 2021, arXiv:2103.14030). Blocks and stages take and return maps (B, C, H, W) with H
+and W multiples of the window; inside a block tokens are (B, H, W, C).
 """
 
 from __future__ import annotations
-
-from collections.abc import Callable
-from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -16,9 +12,16 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from models.layers.convolution import conv
-from models.stripes import Border, by_rows, convolve, inside, own, to_map, to_tokens
 
-Biases = tuple[Tensor, Tensor]  # what is added to the logits of a row's windows, and to those of its last window
+
+def to_tokens(x: Tensor) -> Tensor:
+    """(B, C, H, W) -> (B, H, W, C)."""
+    return rearrange(x, "b c h w -> b h w c")
+
+
+def to_map(x: Tensor) -> Tensor:
+    """(B, H, W, C) -> (B, C, H, W)."""
+    return rearrange(x, "b h w c -> b c h w")
 
 
 class WindowAttention(nn.Module):
@@ -45,57 +48,28 @@ class WindowAttention(nn.Module):
             self.register_buffer("masks", shifted_window_masks(window), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, H, W, C) -> (B, H, W, C)."""
-        return self.in_windows(self.attend, x)
-
-    def in_windows(
-        self, function: Callable[[Tensor, Biases], Tensor], x: Tensor,
-        join: Callable[..., Tensor] | None = None, out: Tensor | None = None,
-    ) -> Tensor:  # fmt: skip
-        """`function`(rows of windows, biases) over tokens x (B, H, W, C), in stripes; returns (B, H, W, C).
-
-        join(x, function's result) is the result where it is given; `out`, which may be x, takes it. Shifted windows
-        start `shift` rows further down; the last ones hold the rows left over at both ends.
-        """
-        window, shift = self.window, self.shift
-        bias, row_mask = self.bias(), self.masks[0] if shift else 0
-        inner, last = ((b, b + self.masks[1] if shift else b) for b in (bias, bias + row_mask))
-
-        def whole_windows(x: Tensor, out: Tensor | None) -> Tensor:
-            onto = (join, x) if join else None
-            return by_rows(lambda rows, _: function(rows, inner), x, unit=window, out=out, onto=onto)
-
-        if not shift:
-            return whole_windows(x, out)
-        end = x.shape[1] - window + shift
-        ends = torch.cat([x[:, end:], x[:, :shift]], 1)
-        border = function(ends, last)
-        border = join(ends, border) if join else border
-        parts = [border[:, window - shift :], border[:, : window - shift]]
-        if end > shift:
-            parts.insert(1, whole_windows(x[:, shift:end], None if out is None else out[:, shift:end]))
-        if out is None:
-            return torch.cat(parts, 1)
-        out[:, :shift], out[:, end:] = parts[0], parts[-1]
-        return out
-
-    def attend(self, x: Tensor, biases: Biases) -> Tensor:
-        """Rows of windows (B, r, W, C) -> the same; shifted ones wrap around at the end of a row."""
-        batch, height, width, channels = x.shape
-        if self.shift:
-            x = x.roll(-self.shift, 2)
-        columns, tokens = width // self.window, self.window**2
-        x = rearrange(x, "b (i r) (j s) c -> (j b i) (r s) c", r=self.window, s=self.window)
-        qkv = self.embedding_layer(x)
-        q, k, v = rearrange(qkv, "n p (three h d) -> three n h p d", three=3, h=self.heads)  # views
-        last = len(x) // columns if self.shift else 0  # windows of the last column
-        parts = [slice(0, len(x) - last), slice(len(x) - last, len(x))]
-        out = [attention(q[p], k[p], v[p], bias) for p, bias in zip(parts, biases) if p.start < p.stop]
-        out = (torch.cat(out) if len(out) > 1 else out[0]).transpose(1, 2).reshape(len(x), tokens, channels)
-        out = rearrange(
-            self.linear(out), "(j b i) (r s) c -> b (i r) (j s) c", b=batch, j=columns, r=self.window, s=self.window
+        """Tokens (B, H, W, C) -> (B, H, W, C)."""
+        x = x.roll((-self.shift, -self.shift), (1, 2))
+        windows = rearrange(x, "b (i r) (j s) c -> b i j (r s) c", r=self.window, s=self.window)
+        q, k, v = rearrange(
+            self.embedding_layer(windows), "b i j p (three h d) -> three b i j h p d", three=3, h=self.heads
         )
-        return out.roll(self.shift, 2) if self.shift else out
+        out = rearrange(self.attend(q, k, v), "b i j h p d -> b i j p (h d)")
+        out = rearrange(self.linear(out), "b i j (r s) c -> b (i r) (j s) c", r=self.window)
+        return out.roll((self.shift, self.shift), (1, 2))
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Attention in each window, (B, rows, columns, heads, w * w, head_dim) -> the same."""
+        bias = self.bias()
+        if not self.shift:
+            return attention(q, k, v, bias)
+        below, right = self.masks  # of the last row and the last column of windows
+        rows = [
+            torch.cat([attention(q[:, i, :-1], k[:, i, :-1], v[:, i, :-1], mask),
+                       attention(q[:, i, -1:], k[:, i, -1:], v[:, i, -1:], mask + right)], 2)
+            for i, mask in ((slice(0, -1), bias), (slice(-1, None), bias + below))
+        ]  # fmt: skip
+        return torch.cat(rows, 1)
 
     def bias(self) -> Tensor:
         """(heads, w * w, w * w): what each query p adds to its logit with each key q."""
@@ -103,8 +77,10 @@ class WindowAttention(nn.Module):
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(d) + bias) v of windows (n, heads, tokens, d) under one (heads, tokens, tokens) bias."""
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype).unsqueeze(0))
+    """softmax(q k^T / sqrt(d) + bias) v of windows (..., heads, tokens, d) under one (heads, tokens, tokens) bias."""
+    windows = q.shape[:-3]
+    q, k, v = (part.flatten(0, -4) for part in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype)[None]).unflatten(0, windows)
 
 
 def relative_position_index(window: int) -> Tensor:
@@ -130,9 +106,9 @@ class ResidualScale(nn.Module):
         super().__init__()
         self.scale = nn.Parameter(torch.ones(channels))
 
-    def forward(self, x: Tensor, branch: Tensor, out: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, branch: Tensor) -> Tensor:
         """scale * x + branch for tokens (..., C)."""
-        return torch.addcmul(branch.to(x.dtype), x, self.scale.to(x.dtype), out=out)
+        return self.scale * x + branch
 
 
 class DepthwiseConvolution(nn.Module):
@@ -142,9 +118,9 @@ class DepthwiseConvolution(nn.Module):
         super().__init__()
         self.dwconv = nn.Conv2d(channels, channels, 3, padding=1, groups=channels)
 
-    def forward(self, x: Tensor, border: Border) -> Tensor:
-        """A stripe (B, r, W, C) with a row more above and below -> the stripe."""
-        return convolve(self.dwconv, x, border)
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, H, W, C) -> (B, H, W, C)."""
+        return to_tokens(self.dwconv(to_map(x)))
 
 
 class ConvolutionalGLU(nn.Module):
@@ -157,17 +133,19 @@ class ConvolutionalGLU(nn.Module):
         self.dwconv = DepthwiseConvolution(inner)
         self.fc2 = nn.Linear(inner, channels)
 
-    def forward(self, x: Tensor, border: Border = (1, 1)) -> Tensor:
-        """A stripe (B, r, W, C) with a row more above and below, where the map has them -> the stripe."""
-        (gate, value), (gate_bias, value_bias) = self.fc1.weight.chunk(2), self.fc1.bias.chunk(2)
-        gates = F.gelu(self.dwconv(F.linear(x, gate, gate_bias), border))
-        return self.fc2(gates * F.linear(inside(x, 1, border), value, value_bias))
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, H, W, C) -> (B, H, W, C)."""
+        gate, value = self.fc1(x).chunk(2, -1)
+        return self.fc2(F.gelu(self.dwconv(gate)) * value)
 
 
 class ScaledSwinLayer(nn.Module):
-    """DCAE's Transformer layer: x = s1 * x + attention(LN x), then x = s2 * x + gated unit(LN x)."""
+    """DCAE's Transformer layer: x = s1 * x + attention(LN x), then x = s2 * x + gated unit(LN x).
 
-    def __init__(self, channels: int, head_dim: int, window: int, shifted: bool) -> None:
+    drop_path: how often training leaves out a branch (stochastic depth, Huang et al., ECCV 2016), in [0, 1).
+    """
+
+    def __init__(self, channels: int, head_dim: int, window: int, shifted: bool, drop_path: float = 0.0) -> None:
         super().__init__()
         self.ln1 = nn.LayerNorm(channels)
         self.msa = WindowAttention(channels, head_dim, window, shifted)
@@ -175,55 +153,38 @@ class ScaledSwinLayer(nn.Module):
         self.mlp = ConvolutionalGLU(channels)
         self.res_scale_1 = ResidualScale(channels)
         self.res_scale_2 = ResidualScale(channels)
+        self.drop_path = stochastic_depth(drop_path)
 
-    def forward(self, x: Tensor, overwrite: bool = False) -> Tensor:
-        """(B, H, W, C) -> (B, H, W, C), in the memory of x where nobody else needs that."""
-        x = self.msa.in_windows(self.attend, x, self.res_scale_1, own(x) if overwrite else None)
-        return by_rows(self.feed, x, halo=1, out=own(x), onto=(self.res_scale_2, x))
-
-    def attend(self, x: Tensor, biases: Biases) -> Tensor:
-        """Rows of windows -> the branch of the first sum."""
-        return self.msa.attend(self.ln1(x), biases)
-
-    def feed(self, x: Tensor, border: Border) -> Tensor:
-        """A stripe with a row more above and below -> the branch of the second sum."""
-        return self.mlp(self.ln2(x), border)
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W)."""
+        x = to_tokens(x)
+        x = self.res_scale_1(x, self.drop_path(self.msa(self.ln1(x))))
+        x = self.res_scale_2(x, self.drop_path(self.mlp(self.ln2(x))))
+        return to_map(x)
 
 
 class SwinStage(nn.Module):
     """x + conv(layers(x)), every second layer with shifted windows."""
 
-    def __init__(self, channels: int, head_dim: int, window: int, depth: int) -> None:
+    def __init__(self, channels: int, head_dim: int, window: int, depth: int, drop_path: float = 0.0) -> None:
         super().__init__()
         self.layers = nn.ModuleList(
-            ScaledSwinLayer(channels, head_dim, window, shifted=bool(j % 2)) for j in range(depth)
+            ScaledSwinLayer(channels, head_dim, window, bool(j % 2), drop_path) for j in range(depth)
         )
         self.conv = conv(channels, channels, 3)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
-        x = tokens = to_tokens(x).contiguous()
+        out = x
         for layer in self.layers:
-            tokens = layer(tokens, overwrite=tokens is not x)
-        out = own(tokens) if tokens is not x else None
-        return to_map(by_rows(partial(convolve, self.conv), tokens, halo=1, out=out, onto=(torch.add, x)))
+            out = layer(out)
+        return x + self.conv(out)
 
 
-class PlainSwinBlock(nn.Module):
-    """TCM's Transformer block: x + attention(LN x), then x + MLP(LN x), with a GELU MLP of four times the width."""
+def stochastic_depth(share: float) -> nn.Module:
+    """Leaves out a branch for a share of the images of a batch, and scales the others."""
+    if not share:
+        return nn.Identity()
+    from timm.layers import DropPath  # here, as importing timm takes as long as torch
 
-    def __init__(self, channels: int, head_dim: int, window: int, shifted: bool) -> None:
-        super().__init__()
-        self.ln1 = nn.LayerNorm(channels)
-        self.msa = WindowAttention(channels, head_dim, window, shifted)
-        self.ln2 = nn.LayerNorm(channels)
-        self.mlp = nn.Sequential(nn.Linear(channels, 4 * channels), nn.GELU(), nn.Linear(4 * channels, channels))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, H, W, C) -> (B, H, W, C)."""
-        return self.msa.in_windows(self.rows, x)
-
-    def rows(self, x: Tensor, biases: Biases) -> Tensor:
-        """Rows of windows -> the same."""
-        x = x + self.msa.attend(self.ln1(x), biases)
-        return x + self.mlp(self.ln2(x))
+    return DropPath(share)

@@ -11,23 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.stripes import (
-    Border,
-    by_rows,
-    channels_last,
-    convolution,
-    convolve,
-    deconvolution,
-    own,
-    pointwise,
-    to_map,
-    to_tokens,
-)
 
-
-def conv(in_channels: int, out_channels: int, kernel: int = 3, stride: int = 1) -> nn.Conv2d:
-    """Convolution to (B, out_channels, H / stride, W / stride)."""
-    return nn.Conv2d(in_channels, out_channels, kernel, stride, padding=kernel // 2)
+def conv(in_channels: int, out_channels: int, kernel: int = 3, stride: int = 1, exact: bool = False) -> nn.Conv2d:
+    """Convolution to (B, out_channels, H / stride, W / stride); `exact` ones leave autocast."""
+    kind = ExactConvolution if exact else nn.Conv2d
+    return kind(in_channels, out_channels, kernel, stride, padding=kernel // 2)
 
 
 def deconv(in_channels: int, out_channels: int, kernel: int = 5, stride: int = 2) -> nn.ConvTranspose2d:
@@ -35,27 +23,21 @@ def deconv(in_channels: int, out_channels: int, kernel: int = 5, stride: int = 2
     return nn.ConvTranspose2d(in_channels, out_channels, kernel, stride, padding=kernel // 2, output_padding=stride - 1)
 
 
-class SliceTransform(nn.Sequential):
-    """A stack of layers with a name of its own, which adds no level to the state dict's keys."""
+class ExactConvolution(nn.Conv2d):
+    """A convolution that leaves autocast.
 
-    @property
-    def last_convolution(self) -> nn.Conv2d | None:
-        """The last layer, if it is a convolution. It leaves autocast: what analysis returns is quantised next."""
-        return self[-1] if isinstance(self[-1], nn.Conv2d) else None
+    It reads pixels, whose 8 bits bfloat16 would round (that costs 0.2 % of the rate), or makes what is quantised next
+    or decides how that is coded.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> what the layers make of it; bare convolutions work in stripes of rows, as the blocks do."""
-        # oneDNN crashes on the gradient of TCM's first layer, a 1x1 convolution of stride 2 of a channels-last image.
-        x = x.contiguous() if torch.is_grad_enabled() else channels_last(x)
-        for layer in self:
-            if isinstance(layer, nn.ConvTranspose2d):
-                x = deconvolution(layer, x)
-            elif layer is self.last_convolution:
-                with torch.autocast(x.device.type, enabled=False):
-                    x = convolution(layer, x.to(layer.weight.dtype))
-            else:
-                x = convolution(layer, x) if isinstance(layer, nn.Conv2d) else layer(x)
-        return x
+        """(B, in_channels, H, W) -> (B, out_channels, H / stride, W / stride) in the type of the weights."""
+        with torch.autocast(x.device.type, enabled=False):
+            return super().forward(x.to(self.weight.dtype))
+
+
+class SliceTransform(nn.Sequential):
+    """A stack of layers with a name of its own, which adds no level to the state dict's keys."""
 
 
 class ResidualBottleneck(nn.Module):
@@ -69,17 +51,10 @@ class ResidualBottleneck(nn.Module):
         self.conv3 = conv(inner, out_channels, 1)
         self.skip = conv(in_channels, out_channels, 1) if in_channels != out_channels else None
 
-    def forward(self, x: Tensor, overwrite: bool = False) -> Tensor:
-        """(B, in_channels, H, W) -> (B, out_channels, H, W), in the memory of x where nobody else needs that."""
-        tokens = to_tokens(x)
-        base = tokens if self.skip is None else by_rows(lambda rows, _: pointwise(self.skip, rows), tokens)
-        out = own(tokens) if overwrite and self.skip is None else None
-        return to_map(by_rows(self.branch, tokens, halo=1, out=out, onto=(torch.add, base)))
-
-    def branch(self, x: Tensor, border: Border) -> Tensor:
-        """A stripe of tokens with a row more above and below -> what is added to the stripe."""
-        inner = F.relu_(pointwise(self.conv1, x))
-        return pointwise(self.conv3, F.relu_(convolve(self.conv2, inner, border)))
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, in_channels, H, W) -> (B, out_channels, H, W)."""
+        inner = F.relu(self.conv2(F.relu(self.conv1(x))))
+        return self.conv3(inner) + (x if self.skip is None else self.skip(x))
 
 
 class Down(nn.Module):
@@ -87,15 +62,14 @@ class Down(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
-        self.conv = conv(in_channels, out_channels, 5, 2)
+        self.conv = conv(in_channels, out_channels, 5, 2, exact=in_channels == 3)
         self.res1 = ResidualBottleneck(out_channels, out_channels)
         self.res2 = ResidualBottleneck(out_channels, out_channels)
         self.res3 = ResidualBottleneck(out_channels, out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_channels, H, W) -> (B, out_channels, H/2, W/2)."""
-        x = self.res1(convolution(self.conv, x), overwrite=True)
-        return self.res3(self.res2(x, overwrite=True), overwrite=True)
+        return self.res3(self.res2(self.res1(self.conv(x))))
 
 
 class Up(nn.Module):
@@ -110,5 +84,4 @@ class Up(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_channels, H, W) -> (B, out_channels, 2H, 2W)."""
-        x = self.res2(self.res1(x), overwrite=True)
-        return deconvolution(self.conv, self.res3(x, overwrite=True))
+        return self.conv(self.res3(self.res2(self.res1(x))))

@@ -12,16 +12,16 @@ convolutions; `scale` the factors 1 / tau of Equation 8; `lnx` and `dict_ln` the
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from models.layers.attention import ConvolutionalGLU, ResidualScale
+from models.layers.attention import ConvolutionalGLU, ResidualScale, to_map, to_tokens
 from models.layers.convolution import conv
-from models.stripes import Border, by_rows, convolution, convolve, inside, own, pointwise, to_map, to_tokens
-
-Entries = tuple[Tensor, Tensor]  # keys and values of a dictionary
 
 
 class EfficientConvolution(nn.Module):
@@ -33,9 +33,9 @@ class EfficientConvolution(nn.Module):
         self.dw_conv = nn.Conv2d(channels, channels, 3, padding=1, groups=channels)
         self.out_trans = conv(channels, channels, 1)
 
-    def forward(self, x: Tensor, border: Border) -> Tensor:
-        """A stripe of tokens with a row more above and below -> the stripe."""
-        return pointwise(self.out_trans, F.gelu(convolve(self.dw_conv, F.gelu(pointwise(self.in_trans, x)), border)))
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W)."""
+        return self.out_trans(F.gelu(self.dw_conv(F.gelu(self.in_trans(x)))))
 
 
 class DenseScales(nn.Module):
@@ -49,15 +49,11 @@ class DenseScales(nn.Module):
         self.proj = conv((scales + 1) * channels, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Tokens (B, H, W, C) -> (B, H, W, C)."""
+        """(B, C, H, W) -> (B, C, H, W)."""
         features = [x]
-        for gelu, layer in self.conv_layers:
-            features.append(by_rows(lambda t, border, f=layer, g=gelu: f(g(t), border), features[-1], halo=1))
-        return by_rows(self.project, x, also=tuple(features[1:]))
-
-    def project(self, x: Tensor, border: Border, *features: Tensor) -> Tensor:
-        """Stripes of all scales -> one."""
-        return pointwise(self.proj, torch.cat([x, *features], -1))
+        for layer in self.conv_layers:
+            features.append(layer(features[-1]))
+        return self.proj(torch.cat(features, 1))
 
 
 class SpatialAttention(nn.Module):
@@ -68,9 +64,8 @@ class SpatialAttention(nn.Module):
         self.conv1 = nn.Conv2d(2, 1, 7, padding=3, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Tokens (B, H, W, C) -> (B, H, W, 1)."""
-        summary = by_rows(lambda t, _: torch.cat([t.mean(-1, keepdim=True), t.amax(-1, keepdim=True)], -1), x)
-        return torch.sigmoid(to_tokens(convolution(self.conv1, to_map(summary))))
+        """(B, C, H, W) -> (B, 1, H, W)."""
+        return torch.sigmoid(self.conv1(torch.cat([x.mean(1, keepdim=True), x.amax(1, keepdim=True)], 1)))
 
 
 class MultiScaleAggregation(nn.Module):
@@ -83,10 +78,9 @@ class MultiScaleAggregation(nn.Module):
         self.dense = DenseScales(channels, scales)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Tokens (B, H, W, C) -> (B, H, W, C)."""
-        merged = self.dense(by_rows(lambda t, _: pointwise(self.s, t), x))
-        weights = self.spatial_atte(merged)
-        return by_rows(lambda t, _, weight: t * weight, merged, also=(weights,), out=own(merged))
+        """(B, C, H, W) -> (B, C, H, W)."""
+        merged = self.dense(self.s(x))
+        return merged * self.spatial_atte(merged)
 
 
 class DictionaryCrossAttention(nn.Module):
@@ -117,29 +111,46 @@ class DictionaryCrossAttention(nn.Module):
         self.res_scale_2 = ResidualScale(width)
         self.res_scale_3 = ResidualScale(width)
 
-    def forward(self, x: Tensor, entries: Entries) -> Tensor:
-        """(B, in_channels, H, W) and what `entries` made of the dictionary -> (B, out_channels, H, W)."""
-        t = by_rows(lambda x, _: self.x_trans(x), to_tokens(x))  # (B, H, W, width)
+    def forward(self, x: Tensor, dictionary: Tensor) -> Tensor:
+        """Map (B, in_channels, H, W), dictionary ((B,) n, width) -> (B, out_channels, H, W)."""
+        t = self.x_trans(to_tokens(x))  # (B, H, W, width)
         if self.msa is not None:
-            scales = self.msa(by_rows(lambda t, _: self.ln_scale(t), t))
-            t = self.res_scale_1(t, scales, out=own(t))
-        q = self.q_trans(self.lnx(t))
-        t = by_rows(lambda q, _: self.look_up(q, *entries), q, out=own(t), onto=(self.res_scale_2, t))
-        return to_map(by_rows(self.answer, t, halo=1))
+            t = self.res_scale_1(t, to_tokens(self.msa(to_map(self.ln_scale(t)))))
+        found = self.look_up(self.q_trans(self.lnx(t)), *self.entries(dictionary))
+        t = self.res_scale_2(t, self.linear(found))
+        t = self.res_scale_3(t, self.mlp(self.ln_mlp(t)))
+        return to_map(self.output_trans(t))
 
-    def entries(self, dictionary: Tensor) -> Entries:
-        """Keys and values, (heads, n, head_dim) each, of n entries (n, width); or all that for a batch (Equation 7)."""
-        entries = self.dict_ln(dictionary)
-        keys, values = (rearrange(e, "... n (h d) -> ... h n d", h=self.heads) for e in (self.k(entries), entries))
+    def entries(self, dictionary: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values, (1 or B, heads, n, head_dim) each, of a dictionary ((B,) n, width) (Equation 7)."""
+        entries = self.dict_ln(dictionary).reshape(-1, *dictionary.shape[-2:])
+        keys, values = (rearrange(e, "b n (h d) -> b h n d", h=self.heads) for e in (self.k(entries), entries))
         return keys, values
 
     def look_up(self, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """softmax(scale * Q K^T) V for queries (B, H, W, width), then `linear` (Equation 8)."""
-        height, heads = q.shape[1], rearrange(q, "b y x (h d) -> b h (y x) d", h=self.heads)
-        k, v = (e.to(q.dtype).expand(len(q), *e.shape[-3:]) for e in (keys, values))
-        out = F.scaled_dot_product_attention(heads * self.scale.to(q.dtype), k, v, scale=1.0)  # no 1 / sqrt(d) here
-        return self.linear(rearrange(out, "b h (y x) d -> b y x (h d)", y=height))
+        """softmax(scale * Q K^T) V for queries (B, H, W, width) -> (B, H, W, width) (Equation 8)."""
+        heads = rearrange(q, "b y x (h d) -> b h (y x) d", h=self.heads) * self.scale.to(q.dtype)
+        k, v = (e.to(q.dtype).expand(len(q), -1, -1, -1) for e in (keys, values))
+        found = F.scaled_dot_product_attention(heads, k, v, scale=1.0)  # no 1 / sqrt(d) here
+        return rearrange(found, "b h (y x) d -> b y x (h d)", y=q.shape[1])
 
-    def answer(self, t: Tensor, border: Border) -> Tensor:
-        """A stripe with a row more above and below -> the stripe (B, r, W, out_channels)."""
-        return self.output_trans(self.res_scale_3(inside(t, 1, border), self.mlp(self.ln_mlp(t), border)))
+    def weights(self, q: Tensor, keys: Tensor) -> Tensor:
+        """The attention that `look_up` pays each entry: (B, heads, H, W, n), sums of 1."""
+        heads = rearrange(q.float(), "b y x (h d) -> b h (y x) d", h=self.heads) * self.scale.float()
+        return torch.softmax(heads @ keys.float().mT, -1).unflatten(2, q.shape[1:3])
+
+
+@contextmanager
+def watching(layer: DictionaryCrossAttention, seen: Callable[[Tensor], None]) -> Iterator[None]:
+    """Within the block `seen` gets the layer's attention weights, (B, heads, H, W, n), whenever it is asked."""
+    original = layer.look_up
+
+    def look_up(q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        seen(layer.weights(q, keys))
+        return original(q, keys, values)
+
+    layer.look_up = look_up
+    try:
+        yield
+    finally:
+        del layer.look_up

@@ -14,15 +14,38 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-LAMBDA_RANGE = (0.0018, 0.05)  # the paper's for MSE
-QUALITY_MIN, QUALITY_MAX = 1.0, 100.0
+LAMBDA_RANGE = (0.0018, 0.05)  # the paper's for MSE: the trade-offs of quality 1 and quality 100
+QUALITY_MIN, QUALITY_MAX, DEFAULT_QUALITY = 1.0, 100.0, 50.0
+
+
+def is_quality(value: float) -> bool:
+    """Whether `value` lies in the range of qualities, 1..100."""
+    return QUALITY_MIN <= value <= QUALITY_MAX
+
+
+def qualities(quality: Tensor | float | None, batch: int, variable_rate: bool) -> Tensor | None:
+    """`quality` as (batch,); None for models of one rate.
+
+    Raises ValueError where it is missing, superfluous or outside 1..100; values on a GPU are not looked at, as that
+    would wait for it.
+    """
+    if not variable_rate:
+        if quality is not None:
+            raise ValueError("this model has one quality; a quality can be chosen with variable-rate models only")
+        return None
+    if quality is None:
+        raise ValueError("a variable-rate model needs a quality from 1 to 100")
+    values = torch.as_tensor(quality, dtype=torch.float32)
+    if values.device.type == "cpu" and not bool(((values >= QUALITY_MIN) & (values <= QUALITY_MAX)).all()):
+        raise ValueError(f"quality {quality} is outside 1..100")
+    return values.expand(batch)
 
 
 def lambda_of_quality(quality: Tensor | float, lambda_range: Sequence[float] = LAMBDA_RANGE) -> Tensor:
     """The rate-distortion trade-off that `quality` (1..100) stands for: log-linear over the range."""
-    lowest, highest = lambda_range
+    low, high = lambda_range
     position = (torch.as_tensor(quality) - QUALITY_MIN) / (QUALITY_MAX - QUALITY_MIN)
-    return lowest * (highest / lowest) ** position
+    return low * (high / low) ** position
 
 
 class GainUnit(nn.Module):
@@ -33,7 +56,8 @@ class GainUnit(nn.Module):
 
     def __init__(self, channels: int, lambda_range: Sequence[float] = LAMBDA_RANGE, levels: int = 6) -> None:
         super().__init__()
-        top = 0.5 * math.log(lambda_range[1] / lambda_range[0])
+        low, high = lambda_range
+        top = 0.5 * math.log(high / low)
         start = (torch.linspace(0, top, levels) - top / 2)[:, None].repeat(1, channels)
         self.log_gain = nn.Parameter(start)
         self.log_inverse_gain = nn.Parameter(-start)
@@ -49,7 +73,8 @@ class GainUnit(nn.Module):
     @staticmethod
     def _interpolate(logs: Tensor, quality: Tensor, like: Tensor) -> Tensor:
         """(B, C, 1, 1): exp of the logarithms linearly interpolated between levels."""
-        position = (quality.float() - QUALITY_MIN) / (QUALITY_MAX - QUALITY_MIN) * (len(logs) - 1)
+        position = (quality.to(logs.device, torch.float32) - QUALITY_MIN) / (QUALITY_MAX - QUALITY_MIN)
+        position = position * (len(logs) - 1)
         level = position.floor().clamp(0, len(logs) - 2).long()
         fraction = (position - level)[:, None]
         gains = torch.exp(logs[level] * (1 - fraction) + logs[level + 1] * fraction)

@@ -1,7 +1,13 @@
-"""One image to the bytes of a file and back: where model, padding and file format meet."""
+"""One image to the bytes of a file and back: where model, engine, padding and file format meet.
+
+codec = Codec(load_model("dcae_0.0130.pth.tar"))
+data = codec.compress(x)       # x (1, 3, H, W) in [0, 1], any H and W
+x_hat = codec.decompress(data)
+"""
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from models import STRIDE_Z
 from models.base import SliceCompressionModel
 from utils.codec.bitstream import (
     Bitstream,
@@ -22,81 +29,113 @@ from utils.codec.bitstream import (
     unpack,
 )
 from utils.codec.environment import current_environment, describe_environment
-from utils.data.padding import DEFAULT_PADDING, pad_centred
+from utils.data.padding import DEFAULT_PADDING, pad_centred, padded_size
 from utils.entropy_coding.rans import DesynchronisedError
-from utils.inference.memory import bounded
-
-DEFAULT_QUALITY = 50.0
+from utils.inference.engine import Engine
 
 
-def compress_image(
-    model: SliceCompressionModel,
-    x: Tensor,
-    quality: float | None = None,
-    arithmetic: str = "fp64",
-    padding: str = DEFAULT_PADDING,
-) -> bytes:
-    """Image (1, 3, H, W) in [0, 1] -> the bytes of its file.
+class Codec(Engine):
+    """A model as it is used: its quick copies, its tables and its fingerprint. The weights must not change any more.
 
-    `arithmetic` is "fp64" for files that decode anywhere, "fp32" for faster ones, "published" for the published
-    program's layout. `quality` 1..100, in hundredths, for variable-rate models. Raises ValueError for a quality that
-    the model does not have.
+    arithmetic: of the path from z_hat to the scales: "fp64" for files that decode anywhere, "fp32" for faster ones,
+    "published" for the published program's layout; padding: see models/padding.py; the rest as in Engine. Threads may
+    share a codec.
     """
-    if quality is not None:
-        quality = quality_steps(quality) / 100  # as the file will say it
-    padded = pad_centred(x, model.size_multiple, padding)
-    return pack_image(model, model.compress(padded, quality, arithmetic), x, quality, arithmetic)
+
+    def __init__(
+        self, model: SliceCompressionModel, arithmetic: str = "fp64", padding: str = DEFAULT_PADDING, **engine: Any
+    ) -> None:
+        super().__init__(model, **engine)
+        self.arithmetic, self.padding = arithmetic, padding
+        self.fingerprint = fingerprint(model)
+        self.settings = {"arithmetic": arithmetic, "padding": padding, **engine}
+
+    @torch.no_grad()
+    def compress(self, x: Tensor, quality: float | None = None) -> bytes:
+        """Image (1, 3, H, W) in [0, 1] -> the bytes of its file.
+
+        `quality` 1..100, in hundredths, for variable-rate models. Raises ValueError for a quality that the model does
+        not have.
+        """
+        if quality is not None:
+            quality = quality_steps(quality) / 100  # as the file will say it
+        with self.bounded(*x.shape[-2:], self.arithmetic):
+            y = self.quick.to_latent(self.padded(x), quality)
+            return self.pack(self.code(y), x, quality)
+
+    def padded(self, x: Tensor) -> Tensor:
+        """An image (1, 3, H, W) to the size that the model takes."""
+        return pad_centred(x, self.model.size_multiple, self.padding)
+
+    def code(self, y: Tensor) -> dict[str, Any]:
+        """y after any gain -> what `compress_latent` gives, in this codec's arithmetic."""
+        return self.quick.compress_latent(y, self.path(self.arithmetic))
+
+    def pack(self, coded: dict[str, Any], x: Tensor, quality: float | None) -> bytes:
+        """What `code` made of the padded image x (1, 3, H, W), as a file."""
+        height, width = x.shape[-2:]
+        (y,), (z,) = coded["strings"]
+        if self.arithmetic == "published":
+            return pack_official(height, width, y, z)
+        portable = self.arithmetic == "fp64"
+        environment = None if portable else current_environment(x.device.type)
+        return pack(
+            Bitstream(height, width, (y, z), self.fingerprint, coded["checks"][0], portable, quality, environment)
+        )
+
+    @torch.no_grad()
+    def decompress(self, data: bytes) -> Tensor:
+        """The bytes of a file -> image (1, 3, H, W) in [0, 1] on the model's device. Raises BitstreamError."""
+        stream = self.open(data)
+        with explained(stream), self.bounded(stream.height, stream.width, stream.arithmetic):
+            y_hat = self.symbols(stream)
+            return self.image(y_hat, (stream.height, stream.width), stream.quality)
+
+    def open(self, data: bytes) -> Bitstream:
+        """The verified content of a file that this model can decode. Raises BitstreamError."""
+        stream, model = unpack(data), self.model
+        if not stream.official and stream.fingerprint != self.fingerprint:
+            raise ModelMismatch(stream.fingerprint, self.fingerprint)
+        if model.variable_rate != (stream.quality is not None):
+            raise BitstreamError("the loaded model has several qualities and the file none" if model.variable_rate else
+                                 "the file has a quality and the loaded model only one")  # fmt: skip
+        check_plausible(stream, model.size_multiple, model.M, model.hyper_channels)
+        return stream
+
+    def symbols(self, stream: Bitstream) -> Tensor:
+        """y_hat of a file. Raises DesynchronisedError where its symbols are not those that were encoded."""
+        size = padded_size(stream.height, stream.width, self.model.size_multiple)
+        shape = tuple(side // STRIDE_Z for side in size)
+        strings = [[string] for string in stream.strings]
+        y_hat, checks = self.quick.decompress_latent(strings, shape, self.path(stream.arithmetic))
+        if stream.check is not None and checks != [stream.check]:
+            raise DesynchronisedError("its symbols are not those that were encoded")
+        return y_hat
+
+    @torch.no_grad()
+    def verify(self, data: bytes) -> None:
+        """Decode the symbols once more in another order of summation; raise BitstreamError where they differ.
+
+        Another number of threads and no oneDNN: what another machine would do differently.
+        """
+        stream, threads = self.open(data), torch.get_num_threads()
+        torch.set_num_threads(1 if threads > 1 else 2)
+        try:
+            with explained(stream), without_onednn(), self.bounded(stream.height, stream.width, stream.arithmetic):
+                self.symbols(stream)
+        finally:
+            torch.set_num_threads(threads)
 
 
-def pack_image(
-    model: SliceCompressionModel, coded: dict[str, Any], x: Tensor, quality: float | None, arithmetic: str
-) -> bytes:
-    """What `model.compress` made of the padded image x (1, 3, H, W), as a file."""
-    height, width = x.shape[-2:]
-    (y,), (z,) = coded["strings"]
-    if arithmetic == "published":
-        return pack_official(height, width, y, z)
-    environment = None if arithmetic == "fp64" else current_environment(x.device.type)
-    stream = Bitstream(
-        height, width, (y, z), model.fingerprint(), coded["checks"][0], arithmetic == "fp64", quality, environment
-    )
-    return pack(stream)
-
-
-def decompress_image(model: SliceCompressionModel, data: bytes) -> Tensor:
-    """The bytes of a file -> image (1, 3, H, W) in [0, 1] on the model's device. Raises BitstreamError, saying why."""
-    stream = open_file(model, data)
-    with explained(stream), bounded(model, stream.height, stream.width, stream.arithmetic):
-        out = model.decompress(
-            [[s] for s in stream.strings], latent_shape(model, stream), (stream.height, stream.width), stream.quality,
-            stream.arithmetic,
-        )  # fmt: skip
-        check_symbols(stream, out["checks"])
-    return out["x_hat"]
-
-
-def open_file(model: SliceCompressionModel, data: bytes) -> Bitstream:
-    """The verified content of a file that `model` can decode. Raises BitstreamError."""
-    stream = unpack(data)
-    if not stream.official and stream.fingerprint != model.fingerprint():
-        raise ModelMismatch(stream.fingerprint, model.fingerprint())
-    if model.variable_rate != (stream.quality is not None):
-        raise BitstreamError("the loaded model has several qualities and the file none" if model.variable_rate else
-                             "the file has a quality and the loaded model only one")  # fmt: skip
-    check_plausible(stream, model.size_multiple, model.M, model.hyper_channels)
-    return stream
-
-
-def latent_shape(model: SliceCompressionModel, stream: Bitstream) -> tuple[int, int]:
-    """Height and width of z."""
-    multiple = model.size_multiple
-    return tuple(-(-side // multiple) * multiple // 64 for side in (stream.height, stream.width))
-
-
-def check_symbols(stream: Bitstream, checks: list[int]) -> None:
-    """Raise DesynchronisedError where the decoded symbols are not those that were encoded."""
-    if stream.check is not None and checks != [stream.check]:
-        raise DesynchronisedError("its symbols are not those that were encoded")
+def fingerprint(model: SliceCompressionModel) -> bytes:
+    """4 bytes over weights and entropy tables: who wrote a file. Raises ValueError before `update()`."""
+    for prior in model.entropy_models():
+        prior.tables()
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy())
+    return digest.digest()[:4]
 
 
 @contextmanager
@@ -113,29 +152,6 @@ def explained(stream: Bitstream) -> Iterator[None]:
             written = describe_environment(stream.environment)
             advice = f"decode it where it was written ({written}), or compress with --arithmetic fp64"
         raise BitstreamError(f"{error}; {advice}") from error
-
-
-def foreign_environment(stream: Bitstream, device: str) -> str | None:
-    """Where a fast file was written, in words, if that is not an environment like this one; None otherwise."""
-    if stream.environment is None or stream.environment == current_environment(device):
-        return None
-    return describe_environment(stream.environment)
-
-
-def verify_file(model: SliceCompressionModel, data: bytes) -> None:
-    """Decode the symbols once more in another order of summation; raise BitstreamError where they differ.
-
-    Another number of threads and no oneDNN: what another machine would do differently.
-    """
-    stream = open_file(model, data)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1 if threads > 1 else 2)
-    try:
-        with explained(stream), without_onednn(), bounded(model, stream.height, stream.width, stream.arithmetic):
-            strings = [[s] for s in stream.strings]
-            check_symbols(stream, model.decompress_latent(strings, latent_shape(model, stream), stream.arithmetic)[1])
-    finally:
-        torch.set_num_threads(threads)
 
 
 @contextmanager

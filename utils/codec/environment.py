@@ -21,6 +21,13 @@ def current_environment(device: str) -> bytes:
     return bytes([kind << 4 | processor, (major & 7) << 5 | minor & 31])
 
 
+def foreign_environment(environment: bytes | None, device: str) -> str | None:
+    """Where a fast file was written, in words, if that is not an environment like this one; None otherwise."""
+    if environment is None or environment == current_environment(device):
+        return None
+    return describe_environment(environment)
+
+
 def describe_environment(environment: bytes) -> str:
     """Those two bytes in words."""
     kind, processor = environment[0] >> 4, environment[0] & 15

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from models import MODELS
-from utils.codec.codec import DEFAULT_QUALITY
+from models.layers.gain import DEFAULT_QUALITY
 from utils.codec.targets import KINDS, Target
 from utils.data.padding import DEFAULT_PADDING, PADDINGS
 from utils.inference.memory import add_inference_flags

@@ -9,17 +9,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from models.base import SliceCompressionModel
 from models.layers.gain import QUALITY_MAX, QUALITY_MIN
 from utils.cli import UserError
 from utils.codec.bitstream import quality_steps
-from utils.codec.codec import pack_image
-from utils.data.padding import DEFAULT_PADDING, crop_centred, pad_centred
 from utils.metrics import psnr, quantise_8_bit
+
+if TYPE_CHECKING:
+    from utils.codec.codec import Codec
 
 KINDS = ("bpp", "size", "psnr")
 TOLERANCE = {"bpp": 0.005, "size": 0.01, "psnr": 0.0005}  # relative; a size is approached from below only
@@ -55,33 +56,28 @@ class Trial:
 
 
 @torch.no_grad()
-def compress_to_target(
-    model: SliceCompressionModel,
-    x: Tensor,
-    target: Target,
-    arithmetic: str = "fp64",
-    padding: str = DEFAULT_PADDING,
-) -> Trial:
+def compress_to_target(codec: Codec, x: Tensor, target: Target) -> Trial:
     """The file of image x (1, 3, H, W) in [0, 1] by a variable-rate model that comes closest to the target.
 
     A size or rate above that of the highest quality, or a PSNR below that of the lowest, gives that quality. Raises
     UserError, saying what could be had, where the model cannot go as small, or as good, as is asked.
     """
-    latent = model.transform("analysis", pad_centred(x, model.size_multiple, padding))
+    size = x.shape[-2:]
+    with codec.bounded(*size, codec.arithmetic):
+        latent = codec.quick.analysis(codec.padded(x))
 
-    def attempt(quality: float) -> Trial:
-        quality = quality_steps(quality) / 100
-        level = torch.tensor([quality], device=x.device)
-        coded = model.compress_latent(model.gain(latent, level), arithmetic)
-        data = pack_image(model, coded, x, quality, arithmetic)
-        if target.kind == "size":
-            return Trial(quality, data, len(data))
-        if target.kind == "bpp":
-            return Trial(quality, data, 8 * len(data) / (x.shape[-2] * x.shape[-1]))
-        decoded = crop_centred(model.to_image(coded["y_hat"], level), x.shape[-2:])
-        return Trial(quality, data, psnr(quantise_8_bit(decoded), quantise_8_bit(x)))
+        def attempt(quality: float) -> Trial:
+            quality = quality_steps(quality) / 100
+            coded = codec.code(codec.quick.gain(latent, torch.tensor([quality])))
+            data = codec.pack(coded, x, quality)
+            if target.kind == "size":
+                return Trial(quality, data, len(data))
+            if target.kind == "bpp":
+                return Trial(quality, data, 8 * len(data) / (size[0] * size[1]))
+            decoded = codec.image(coded["y_hat"], size, quality)
+            return Trial(quality, data, psnr(quantise_8_bit(decoded), quantise_8_bit(x)))
 
-    return search(attempt, target)
+        return search(attempt, target)
 
 
 def search(attempt: Callable[[float], Trial], target: Target) -> Trial:

@@ -16,6 +16,11 @@ def padding_of(side: int, multiple: int) -> tuple[int, int]:
     return extra // 2, extra - extra // 2
 
 
+def padded_size(height: int, width: int, multiple: int) -> tuple[int, int]:
+    """The sides of an image once they are padded to multiples of `multiple`."""
+    return height + -height % multiple, width + -width % multiple
+
+
 def pad_centred(x: Tensor, multiple: int, mode: str = "zero") -> Tensor:
     """Pad (..., H, W) to multiples of `multiple`, centred.
 

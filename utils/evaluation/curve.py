@@ -14,6 +14,7 @@ import torch
 from tqdm import tqdm
 
 from models import load_model
+from models.layers.gain import DEFAULT_QUALITY
 from utils.cli import UserError
 from utils.data.images import write_png
 from utils.data.reconstructions import ImageFile
@@ -102,8 +103,6 @@ def load_for(point: Point, device: torch.device) -> tuple[SliceCompressionModel,
             raise UserError(f"{point.checkpoint}: has one quality only; leave out --quality")
         return model, None
     if point.quality is None:
-        from utils.codec.codec import DEFAULT_QUALITY  # here, for the entropy coder that estimates do without
-
         print(f"{point.checkpoint}: evaluated at quality {DEFAULT_QUALITY:g}; --quality chooses", file=sys.stderr)
         return model, DEFAULT_QUALITY
     return model, point.quality
@@ -114,25 +113,24 @@ def evaluate_point(
     images: Sequence[ImageFile],
     device: torch.device,
     real: bool,
-    arithmetic: str,
     report: Report,
     watcher: Watcher | None = None,
-    prepare: Callable[[SliceCompressionModel], None] | None = None,
+    **options: Any,
 ) -> dict[str, Any] | None:
-    """Evaluate one point on all images, with a warm-up: an entry of "points" in utils/evaluation/results.py, None if
-    all failed.
+    """Evaluate one point on all images, with a warm-up; `options` are arguments of Codec.
 
-    `prepare` gets the model before anything else does.
-    Raises UserError where the checkpoint cannot be used.
+    Returns an entry of "points" in utils/evaluation/results.py, None if all failed. Raises UserError where the
+    checkpoint cannot be used.
     """
+    from utils.codec.codec import Codec  # here, as CompressAI takes seconds to load
+
     model, quality = load_for(point, device)
-    if prepare:
-        prepare(model)
+    codec = Codec(model, **options)
     names = {image.path.as_posix(): image.name.as_posix() for image in images}
     first = len(report.failures)
     records = evaluate_images(
-        model, [image.path for image in images], device=device, quality=quality, real=real, arithmetic=arithmetic,
-        warm_up=True, progress=point.label, keep=keeper(point, images, watcher),
+        codec, [image.path for image in images], quality=quality, real=real, warm_up=True, progress=point.label,
+        keep=keeper(point, images, watcher),
         keep_bits=watcher.keep_bits if watcher else None, failed=report.failed, noted=report.noted,
     )  # fmt: skip
     if not records:
@@ -143,7 +141,7 @@ def evaluate_point(
         "model": model.model_name,
         "quality": quality,
         "rate": "real" if real else "estimated",
-        "arithmetic": arithmetic if real else None,
+        "arithmetic": codec.arithmetic if real else None,
         "device": describe_device(device),
         "average": average(records),
         "images": [{**record, "name": names[record["name"]]} for record in records],

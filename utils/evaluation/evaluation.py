@@ -20,24 +20,27 @@ A record is a dict of one image; a quantity that was not measured, or that the i
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
+from utils.codec.bitstream import unpack
 from utils.data.images import read_image, to_tensor, to_uint8
-from utils.data.padding import DEFAULT_PADDING, crop_centred, pad_centred
-from utils.inference.memory import bounded, compile_ahead
+from utils.data.padding import crop_centred
 from utils.metrics import bits_per_position, bpp, estimated_bits, ms_ssim, ms_ssim_db, mse, psnr_of_mse, quantise_8_bit
+
+if TYPE_CHECKING:
+    from utils.codec.codec import Codec
 
 Record = dict[str, Any]
 Result = TypeVar("Result")
+Criterion = Callable[[dict[str, Any], Tensor], float | None]
 
 AS_FILE = ("mse", "psnr", "ms_ssim", "ms_ssim_db")
 QUANTITIES = (
@@ -49,30 +52,25 @@ QUANTITIES = (
 
 
 def evaluate_images(
-    model: nn.Module,
+    codec: Codec,
     paths: Iterable[str | Path],
     *,
-    device: torch.device | str | None = None,
     quality: float | None = None,
     real: bool = False,
-    arithmetic: str = "fp32",
     warm_up: bool = False,
     progress: str | None = None,
     keep: Callable[[Path, np.ndarray], None] | None = None,
     keep_bits: Callable[[Path, np.ndarray], None] | None = None,
     failed: Callable[[Path, Exception], None] | None = None,
     noted: Callable[[Path, list[str]], None] | None = None,
+    criterion: Criterion | None = None,
 ) -> list[Record]:
-    """Evaluate `model` on whole images one at a time; return a record (see above) for each that worked.
-
-    The model works in eval mode, under torch.inference_mode, and is left in the mode it was in.
+    """Evaluate a codec on whole images one at a time; return a record (see above) for each that worked.
 
     Args:
-        device: where the images go; by default where the model is.
         quality: 1..100 for variable-rate models, None for the others.
         real: code every image to the bytes of a file and back (the entropy tables must be up to date) and measure
             that; otherwise the rate is estimated from the likelihoods.
-        arithmetic: of the entropy path of real files, "fp32" or "fp64" (decodes on any machine).
         warm_up: run the first image once before it is timed, for what a device does the first time only.
         progress: label of a bar on stderr, shown on a terminal; None for no bar.
         keep: called with each path and its reconstruction, uint8 (H, W, 3).
@@ -80,11 +78,11 @@ def evaluate_images(
             float64 (h, w); of the image as it was padded.
         failed: called with each path that cannot be evaluated and why; without it the first such error is raised.
         noted: called with each path and what reading it lost or changed, if anything.
+        criterion: gives each record its "loss", from the model's output, with x_hat as it is shown, and the image.
     """
-    device = torch.device(device) if device is not None else next(model.parameters()).device
-    evaluate = partial(evaluate_image, model, device=device, quality=quality, real=real, arithmetic=arithmetic)
+    evaluate = partial(evaluate_image, codec, quality=quality, real=real, criterion=criterion)
     records: list[Record] = []
-    with evaluating(model):
+    with torch.inference_mode():
         for path in tqdm(list(paths), desc=progress, unit="image", disable=None if progress else True):
             try:
                 records.append(evaluate_file(path, evaluate, warm_up and not records, keep, keep_bits, noted))
@@ -118,37 +116,22 @@ def evaluate_file(
     return {"name": path.as_posix(), **record}
 
 
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode without gradients; afterwards training goes on where it was."""
-    was_training = model.training
-    if was_training:  # a model in eval mode keeps what it has derived from its weights
-        model.eval()
-    try:
-        with torch.inference_mode():
-            yield
-    finally:
-        if was_training:
-            model.train()
-
-
 def evaluate_image(
-    model: nn.Module,
+    codec: Codec,
     pixels: np.ndarray,
     *,
-    device: torch.device,
     quality: float | None = None,
     real: bool = False,
-    arithmetic: str = "fp32",
+    criterion: Criterion | None = None,
 ) -> tuple[Record, np.ndarray, np.ndarray]:
     """Record of one image, uint8 (H, W, 3), without its name, its reconstruction, likewise, and its bits (h, w)."""
     height, width = pixels.shape[:2]
-    x = to_tensor(pixels).to(device)
+    x = to_tensor(pixels).to(codec.device)
     record: Record = {"height": height, "width": width, **dict.fromkeys(QUANTITIES)}
-    rates, x_hat, bits = estimate(model, x, quality)
+    rates, x_hat, bits = estimate(codec, x, quality, criterion)
     record.update(rates)
     if real:
-        rates, x_hat = code(model, x, quality, arithmetic)
+        rates, x_hat = code(codec, x, quality)
         record.update(rates)
     record.update(distortion(x, quantise_8_bit(x_hat)))
     record.update({f"{name}_float": value for name, value in distortion(x, x_hat).items()})
@@ -156,32 +139,32 @@ def evaluate_image(
     return record, to_uint8(x_hat), bits.cpu().numpy()
 
 
-def estimate(model: nn.Module, x: Tensor, quality: float | None) -> tuple[Record, Tensor, Tensor]:
+def estimate(
+    codec: Codec, x: Tensor, quality: float | None, criterion: Criterion | None = None
+) -> tuple[Record, Tensor, Tensor]:
     """Estimated rate of one image (1, 3, H, W), its reconstruction, clamped to [0, 1], and bits a position (h, w).
 
     Padded as a file's image is, so that the estimate is of the same symbols.
     """
     size = x.shape[-2:]
-    padded = pad_centred(x, model.size_multiple, DEFAULT_PADDING)
-    compile_ahead(model, *size, "analysis", "synthesis")
-    with bounded(model, *size):
-        out, milliseconds = timed(lambda: model(padded, quality=quality), x.device)
+    codec.prepare(*size, "analysis", "synthesis")
+    with codec.bounded(*size):
+        out, milliseconds = timed(lambda: codec.quick(codec.padded(x), quality), x.device)
     y, z = (bpp(estimated_bits(out["likelihoods"][name]), *size) for name in ("y", "z"))
     rates = {"bpp": y + z, "bpp_y": y, "bpp_z": z, "bpp_header": 0.0, "bpp_estimated": y + z}
     x_hat = crop_centred(out["x_hat"], size).clamp(0, 1)
+    if criterion:
+        rates["loss"] = criterion({**out, "x_hat": x_hat}, x)
     return {**rates, "forward_ms": milliseconds}, x_hat, bits_per_position(out["likelihoods"]["y"])
 
 
-def code(model: nn.Module, x: Tensor, quality: float | None, arithmetic: str) -> tuple[Record, Tensor]:
+def code(codec: Codec, x: Tensor, quality: float | None) -> tuple[Record, Tensor]:
     """Rate of one image (1, 3, H, W) as the bytes of its file, and the file's image in [0, 1]."""
-    from utils.codec.bitstream import unpack  # here, because validation does without the entropy coder
-    from utils.codec.codec import compress_image, decompress_image
 
     size, device = x.shape[-2:], x.device
-    compile_ahead(model, *size, "analysis", "synthesis")
-    with bounded(model, *size, arithmetic):
-        data, encode_ms = timed(lambda: compress_image(model, x, quality=quality, arithmetic=arithmetic), device)
-    x_hat, decode_ms = timed(lambda: decompress_image(model, data), device)
+    codec.prepare(*size, "analysis", "synthesis")
+    data, encode_ms = timed(lambda: codec.compress(x, quality), device)
+    x_hat, decode_ms = timed(lambda: codec.decompress(data), device)
     y, z = (bpp(8 * len(string), *size) for string in unpack(data).strings)
     total = bpp(8 * len(data), *size)
     rates = {"bytes": len(data), "bpp": total, "bpp_y": y, "bpp_z": z, "bpp_header": total - y - z}

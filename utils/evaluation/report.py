@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from models.base import STRIDE_Y
+from models import STRIDE_Y
 from utils.cli import UserError
 from utils.data.images import read_image, write_png
 from utils.data.reconstructions import ImageFile

@@ -9,7 +9,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from models.base import STRIDE_Y
+from models import STRIDE_Y
 from utils.evaluation.curve import checkpoint_stem
 from utils.evaluation.evaluation import Record
 from utils.evaluation.report_pictures import COLOURS, Curve, rd_plot

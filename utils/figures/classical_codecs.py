@@ -17,7 +17,7 @@ from PIL import Image, features
 from utils.figures.codec_programs import PROGRAM_CODECS
 
 
-class Codec(Protocol):
+class ClassicalCodec(Protocol):
     """What scripts/bench_codecs.py asks of a codec. A codec can be sent to another process."""
 
     name: str  # on the command line and of the results' file
@@ -111,4 +111,4 @@ PILLOW_CODECS = (
     PillowCodec(*("avif", "AVIF"), *AVIF, (10, 22, 34, 45, 56, 66, 75, 82), AVIF_DEFAULT),
     PillowCodec(*("avif-best", "AVIF, best effort"), *AVIF, (8, 18, 30, 44, 60), AVIF_BEST),
 )
-CODECS: dict[str, Codec] = {codec.name: codec for codec in (*PILLOW_CODECS, *PROGRAM_CODECS)}
+CODECS: dict[str, ClassicalCodec] = {codec.name: codec for codec in (*PILLOW_CODECS, *PROGRAM_CODECS)}

@@ -1,6 +1,5 @@
 """Which entries of the dictionary each place of an image attends to.
 
-Attention is caught where it is computed, in the look-up of models/layers/dictionary.py, whatever rows that gets.
 Maps are (heads, h, w, entries), one for each slice; over the entries they add up to 1.
 """
 
@@ -9,56 +8,35 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
-from einops import rearrange
 from torch import Tensor
 
-from models.base import SliceCompressionModel
-from models.layers.dictionary import DictionaryCrossAttention
+from models.layers.dictionary import watching
 from utils.data.padding import DEFAULT_PADDING, pad_centred
-from utils.evaluation.evaluation import evaluating
+
+if TYPE_CHECKING:
+    from models.base import SliceCompressionModel
 
 
 def attention_maps(
     model: SliceCompressionModel, x: Tensor, quality: float | None = None, scales: int | None = None
 ) -> list[Tensor]:
-    """Attention of every slice for one image (1, 3, H, W), padded as files are.
+    """Attention of every slice for one image (1, 3, H, W), padded as files are: (heads, h, w, entries) each.
 
     `scales`: how many scales of the multi-scale aggregation are left in, 1..m + 1; the outputs of the other
     convolutions are set to zero, from the last one on (Appendix C of the paper of models/dcae.py). Default: all.
     """
+    maps: list[Tensor] = []
     padded = pad_centred(x, model.size_multiple, DEFAULT_PADDING)
-    with evaluating(model), ExitStack() as stack:
-        caught = [stack.enter_context(catching(layer)) for layer in model.dt_cross_attention]
+    with torch.inference_mode(), ExitStack() as stack:
+        for layer in model.dt_cross_attention:
+            stack.enter_context(watching(layer, lambda weights: maps.append(weights[0].cpu())))
         if scales is not None:
             stack.enter_context(with_scales(model, scales))
         model(padded, quality)
-    return [torch.cat(rows, 1) for rows in caught]
-
-
-@contextmanager
-def catching(layer: DictionaryCrossAttention) -> Iterator[list[Tensor]]:
-    """The list grows by the attention (heads, rows, w, entries) of each stripe of rows, from the top down."""
-    found: list[Tensor] = []
-    original = layer.look_up
-
-    def look_up(q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        found.append(attention(q, keys, layer.scale).cpu())
-        return original(q, keys, values)
-
-    layer.look_up = look_up
-    try:
-        yield found
-    finally:
-        del layer.look_up
-
-
-def attention(q: Tensor, keys: Tensor, scale: Tensor) -> Tensor:
-    """Queries (1, rows, w, width), keys (1, heads, entries, d) -> (heads, rows, w, entries), Equation 8's softmax."""
-    heads = rearrange(q[0].float(), "y x (h d) -> h (y x) d", h=len(scale))
-    logits = heads * scale @ keys.reshape(-1, *keys.shape[-3:])[0].float().mT
-    return rearrange(logits.softmax(-1), "h (y x) n -> h y x n", y=q.shape[1])
+    return maps
 
 
 @contextmanager

@@ -15,18 +15,19 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
 
-from models.base import SliceCompressionModel
 from utils.cli import UserError
-from utils.codec.codec import compress_image, decompress_image
 from utils.codec.targets import Target, compress_to_target
 from utils.data.images import find_images, read_image, to_tensor, to_uint8
 from utils.evaluation.curve import Point, checkpoint_stem, load_for
-from utils.figures.classical_codecs import CODECS, Codec, PillowCodec
+from utils.figures.classical_codecs import CODECS, ClassicalCodec, PillowCodec
+
+if TYPE_CHECKING:
+    from utils.codec.codec import Codec
 
 ALIASES = {"jpeg": "jpeg-420"}
 CHECKPOINTS = (".pt", ".pth", ".tar", ".ckpt")
@@ -58,7 +59,7 @@ class CodecSource:
     """A classical codec; setting: None where a size decides."""
 
     label: str
-    codec: Codec
+    codec: ClassicalCodec
     setting: float | None
 
     def reconstruct(self, path: Path, pixels: np.ndarray, size: int | None) -> Reconstruction:
@@ -71,7 +72,7 @@ class CodecSource:
         )
 
 
-def encode(codec: Codec, pixels: np.ndarray, setting: float) -> bytes:
+def encode(codec: ClassicalCodec, pixels: np.ndarray, setting: float) -> bytes:
     """The file's bytes. Raises UserError for a setting that the codec cannot do."""
     try:
         return codec.encode(pixels, setting)
@@ -79,7 +80,7 @@ def encode(codec: Codec, pixels: np.ndarray, setting: float) -> bytes:
         raise UserError(f"{codec.name}, {codec.setting_name} {setting:g}: {error}") from error
 
 
-def closest_setting(codec: Codec, pixels: np.ndarray, size: int) -> float:
+def closest_setting(codec: ClassicalCodec, pixels: np.ndarray, size: int) -> float:
     """The setting whose file comes closest to `size` bytes, by halving the interval of settings."""
     whole = isinstance(codec, PillowCodec) and codec.setting_name == "quality"
     low, high = (1.0, 100.0) if whole else (float(codec.settings[0]), float(codec.settings[-1]))
@@ -103,21 +104,22 @@ class ModelSource:
     """A learned model; quality: None if it has one only."""
 
     label: str
-    model: SliceCompressionModel
+    codec: Codec
     quality: float | None
 
     @torch.inference_mode()
     def reconstruct(self, path: Path, pixels: np.ndarray, size: int | None) -> Reconstruction:
-        x, quality = to_tensor(pixels).to(next(self.model.parameters()).device), self.quality
+        codec, quality = self.codec, self.quality
+        x = to_tensor(pixels).to(codec.device)
         if size is None:
-            data = compress_image(self.model, x, quality)
+            data = codec.compress(x, quality)
         elif quality is None:
             raise UserError(f"{self.label}: has one quality only; name it first, so that the others match its sizes")
         else:
-            trial = compress_to_target(self.model, x, Target("size", size))
+            trial = compress_to_target(codec, x, Target("size", size))
             data, quality = trial.data, trial.quality
         setting = "" if quality is None else f"quality {quality:g}"
-        return Reconstruction(to_uint8(decompress_image(self.model, data)), len(data), setting)
+        return Reconstruction(to_uint8(codec.decompress(data)), len(data), setting)
 
 
 @dataclass(frozen=True)
@@ -171,8 +173,10 @@ def _checkpoint(label: str, text: str, device: torch.device) -> ModelSource | No
     path = Path(name)
     if path.suffix.lower() not in CHECKPOINTS or not path.is_file():
         return None
+    from utils.codec.codec import Codec  # here, as CompressAI takes seconds to load
+
     model, used = load_for(Point(path, _number(text, quality) if quality else None, "", None), device)
-    return ModelSource(label or checkpoint_stem(path), model, used)
+    return ModelSource(label or checkpoint_stem(path), Codec(model), used)
 
 
 def _files(label: str, text: str, device: torch.device) -> FileSource | None:

@@ -14,18 +14,19 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from functools import cache
+from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
 from models.base import SliceCompressionModel
-from models.stripes import stripes_of
 from utils.cli import UserError
 from utils.devices import processor
 from utils.files import atomic_write, require_writable
+from utils.inference.fast import shared_copy
 
 
 def cache_folder() -> Path:
@@ -44,6 +45,15 @@ def check_ready(folder: Path) -> None:
         raise UserError("--compile: there is no C++ compiler; install g++, name one in CXX, or leave it out") from error
 
 
+def weights_hash(model: nn.Module) -> str:
+    """Hash of what decides about a library: all weights."""
+    digest = hashlib.sha256()
+    for name, tensor in model.named_parameters():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy())
+    return digest.hexdigest()
+
+
 @cache
 def _code() -> str:
     """Hash of the programs that make a library: other code, other libraries."""
@@ -52,40 +62,36 @@ def _code() -> str:
 
 
 class CompiledTransforms:
-    """What a model's `compiled` is set to: calls its transforms, which are compiled or loaded at their first use."""
+    """The transforms of models, compiled or loaded at their first use."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.loaded: dict[tuple, Callable[[Tensor], Tensor]] = {}
+        self.hashes: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
         logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it remarks that there is no GPU
 
-    def __deepcopy__(self, memo: dict) -> CompiledTransforms:
-        """Copies of a model share the libraries."""
-        return self
+    def replace(self, quick: SliceCompressionModel, model: SliceCompressionModel, precision: str) -> None:
+        """Let a quick copy of `model` call libraries for analysis and synthesis."""
+        for name in ("analysis", "synthesis"):
+            setattr(quick, name, partial(self.call, model, precision, name))
 
-    def prepare(self, model: SliceCompressionModel, height: int, width: int, names: Sequence[str]) -> None:
-        """Compile or load what an image of this size will need, so that its time does not count this."""
-        multiple, like = model.size_multiple, next(model.parameters())
-        rows, columns = (-(-side // multiple) * multiple for side in (height, width))
-        shapes = {"analysis": (1, 3, rows, columns), "synthesis": (1, model.M, rows // 16, columns // 16)}
-        for name in names:
-            self.get(model, name, torch.zeros(shapes[name], dtype=like.dtype, device=like.device))
-
-    def __call__(self, model: SliceCompressionModel, name: str, x: Tensor) -> Tensor:
+    def call(self, model: SliceCompressionModel, precision: str, name: str, x: Tensor) -> Tensor:
         """`analysis` or `synthesis` of x. Raises UserError where it cannot be compiled."""
         x = x.contiguous()
-        return self.get(model, name, x)(x)
+        return self.get(model, precision, name, x)(x)
 
-    def get(self, model: SliceCompressionModel, name: str, x: Tensor) -> Callable[[Tensor], Tensor]:
+    def get(self, model: SliceCompressionModel, precision: str, name: str, x: Tensor) -> Callable[[Tensor], Tensor]:
         """The library for inputs like x. Raises UserError where there is none and none can be made."""
-        what = (model.fingerprint().hex(), name, tuple(x.shape), model.precision)
+        if model not in self.hashes:
+            self.hashes[model] = weights_hash(model)
+        what = (self.hashes[model], name, tuple(x.shape), precision)
         if what not in self.loaded:
             machine = (torch.__version__, processor(), torch.backends.cpu.get_cpu_capability(), torch.get_num_threads())
             key = hashlib.sha256(repr((what, machine, _code())).encode()).hexdigest()
             path = self.folder / f"{name}-{key[:16]}.pt2"
             library = _load(path)
             if library is None:
-                _compile(model, name, x, path)
+                _compile(Transform(model, precision, name), x, path)
                 library = _load(path)
             if library is None:
                 raise UserError(f"--compile: {path} cannot be loaded; leave the flag out")
@@ -101,14 +107,14 @@ def _load(path: Path) -> Callable[[Tensor], Tensor] | None:
         return None
 
 
-def _compile(model: SliceCompressionModel, name: str, x: Tensor, path: Path) -> None:
-    start = time.perf_counter()
+def _compile(transform: Transform, x: Tensor, path: Path) -> None:
+    start, name = time.perf_counter(), transform.name
     print(f"compiling {name} for inputs of {'x'.join(map(str, x.shape))} ...", file=sys.stderr)
     try:
         with tempfile.TemporaryDirectory() as folder, atomic_write(path) as file:
             library = Path(folder, "library.pt2")
-            with torch.inference_mode(False), torch.no_grad(), stripes_of(None):
-                exported = torch.export.export(Transform(model, name), (torch.zeros_like(x),), strict=False)
+            with torch.inference_mode(False), torch.no_grad():
+                exported = torch.export.export(transform, (torch.zeros_like(x),), strict=False)
                 configs = {"freezing": True}
                 torch._inductor.aoti_compile_and_package(exported, package_path=str(library), inductor_configs=configs)
             file.write(library.read_bytes())
@@ -119,15 +125,15 @@ def _compile(model: SliceCompressionModel, name: str, x: Tensor, path: Path) -> 
 
 
 class Transform(nn.Module):
-    """One transform of a model as a module of its own, in the model's precision; the result is float32."""
+    """One transform of a model, as its paper writes it, as a module of its own; the result is float32."""
 
-    def __init__(self, model: SliceCompressionModel, name: str) -> None:
+    def __init__(self, model: SliceCompressionModel, precision: str, name: str) -> None:
         super().__init__()
         others = {id(child): nn.Identity() for key, child in model.named_children() if key not in model.transform_names}
-        self.model = model.copied(others).eval().requires_grad_(False)
-        self.name, self.precision = name, model.precision
+        self.model = shared_copy(model, others).eval()
+        self.name, self.narrow = name, precision == "bf16"
 
     def forward(self, x: Tensor) -> Tensor:
         """As the model's method."""
-        with torch.autocast(x.device.type, self.precision, enabled=self.precision != torch.float32):
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.narrow):
             return getattr(self.model, self.name)(x).to(x.dtype)

@@ -1,11 +1,4 @@
-"""How a trained model computes: in which precision, and in how much memory.
-
-    peak = what is held before (weights, libraries, transformed kernels) + maps, a number of bytes a pixel + temporaries
-
-The last part grows with the stripe (models/stripes.py), so that a limit decides about it. `bounded` cuts
-each image as it needs. Files do not depend on any of it: the path of the entropy coder keeps its own arithmetic, and
-stripes only change the order of sums.
-"""
+"""Memory: a limit to keep, and freed memory that is kept for the next maps."""
 
 from __future__ import annotations
 
@@ -13,20 +6,19 @@ import argparse
 import ctypes
 import mmap
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import nn
 
-from models.layers.winograd import warm_up, workspace
-from models.stripes import DEFAULT_STRIPE, stripes_of
 from utils.cli import UserError
 
+BYTES_A_PIXEL = 260  # for maps, measured with the full-size DCAE (250): two of g_a's first, or what predicts a slice
+DEFAULT_STRIPE = 4 << 20  # bytes of the input map in a stripe: with its temporaries about what a core's cache holds
 TEMPORARIES = 60  # bytes for each byte of a stripe's input; measured: 10 to 56
 LEAST_STRIPE = 128 << 10  # with smaller ones most rows are some stripe's border
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+PRECISIONS = ("fp32", "bf16")
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4  # of <malloc.h>
 LARGEST_KEPT = 1 << 30  # bytes of a map; more than this at the top of the heap goes back to the system
 UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}
@@ -48,45 +40,19 @@ def add_inference_flags(parser: argparse.ArgumentParser) -> None:
     add("--compile", action="store_true", help="analysis and synthesis for each size of image: minutes, kept on disk")
 
 
-def apply_inference_flags(model: nn.Module, args: argparse.Namespace) -> None:
-    """Let the model compute as the flags say. Raises UserError where it cannot."""
-    if args.max_memory is not None and model.bytes_a_pixel is None:
-        raise UserError(f"--max-memory: {model.model_name} holds whole maps and cannot keep a limit; leave it out")
-    if args.compile and args.max_memory is not None:
+def engine_options(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
+    """What the flags say, as arguments of Engine. Raises UserError where they cannot be followed."""
+    options = {"precision": args.precision, "max_memory": args.max_memory}
+    if not args.compile:
+        return options
+    if args.max_memory is not None:
         raise UserError("--compile holds whole maps and cannot keep --max-memory; leave one of them out")
-    model.max_memory, model.precision = args.max_memory, PRECISIONS[args.precision]
-    if args.compile:
-        from utils.inference.compiled import CompiledTransforms, cache_folder, check_ready
+    if device.type != "cpu":
+        raise UserError("--compile is for the CPU; leave it or the GPU's flag out")
+    from utils.inference.compiled import CompiledTransforms, cache_folder, check_ready
 
-        if next(model.parameters()).device.type != "cpu":
-            raise UserError("--compile is for the CPU; leave it or the GPU's flag out")
-        check_ready(cache_folder())
-        model.compiled = CompiledTransforms(cache_folder())
-
-
-def compile_ahead(model: nn.Module, height: int, width: int, *transforms: str) -> None:
-    """With --compile, make what an image of this size needs before the clock of its own time starts."""
-    if getattr(model, "compiled", None) is not None:
-        model.compiled.prepare(model, height, width, transforms)
-
-
-@contextmanager
-def bounded(model: nn.Module, height: int, width: int, arithmetic: str = "fp32") -> Iterator[None]:
-    """Inside the block, an image of this size is coded within `model.max_memory`, if the model has that."""
-    limit = getattr(model, "max_memory", None)
-    if limit is None:
-        yield
-        return
-    path, device = model.entropy_path(arithmetic), next(model.parameters()).device
-    model.narrow()  # as this path and the loops, it is held from now on
-    if device.type == "cpu":
-        warm_up()
-        give_back_memory()
-    held_before = held(device) + (workspace(path) if device.type == "cpu" else 0)
-    multiple = model.size_multiple
-    pixels = -(-height // multiple) * -(-width // multiple) * multiple**2
-    with stripes_of(stripe_within(limit, held_before, pixels * model.bytes_a_pixel)):
-        yield
+    check_ready(cache_folder())
+    return options | {"compiled": CompiledTransforms(cache_folder())}
 
 
 def stripe_within(limit: int, held_before: int, maps: int) -> int:

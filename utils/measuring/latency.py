@@ -22,8 +22,7 @@ import torch
 from torch import Tensor
 
 from models import coders
-from models.base import SliceCompressionModel
-from utils.codec.codec import compress_image, decompress_image
+from utils.codec.codec import Codec
 from utils.entropy_coding import rans
 from utils.evaluation.evaluation import synchronise
 
@@ -81,8 +80,8 @@ class Stopwatch:
 
 
 @contextmanager
-def by_part(model: SliceCompressionModel, watch: Stopwatch) -> Iterator[None]:
-    """The stopwatch knows the parts of `model`: g_a, h_a, hyper-synthesis, every slice, entropy coding, g_s.
+def by_part(codec: Codec, watch: Stopwatch) -> Iterator[None]:
+    """The stopwatch knows the parts of a codec: g_a, h_a, hyper-synthesis, every slice, entropy coding, g_s.
 
     Entropy coding is all that happens once distributions are known: rounding, choosing tables, rANS.
     """
@@ -95,7 +94,7 @@ def by_part(model: SliceCompressionModel, watch: Stopwatch) -> Iterator[None]:
     ]
     with ExitStack() as stack:
         for method, name in methods.items():
-            stack.enter_context(watch.watching(model, method, name))
+            stack.enter_context(watch.watching(codec.quick, method, name))
         for owner, method in coding:
             stack.enter_context(watch.watching(owner, method, CODING))
         yield
@@ -105,22 +104,22 @@ def _slice(number: int, *_: Any) -> str:
     return f"slice {number + 1}"
 
 
-def time_once(model: SliceCompressionModel, x: Tensor, quality: float | None, clock: Clock, parts: bool) -> Times:
+def time_once(codec: Codec, x: Tensor, quality: float | None, clock: Clock, parts: bool) -> Times:
     """Milliseconds of encoding and decoding image x (1, 3, H, W): as a whole ("rest"), or by part, which add up."""
     times, watch = {}, Stopwatch(x.device, clock)
-    with by_part(model, watch) if parts else nullcontext():
+    with by_part(codec, watch) if parts else nullcontext():
         with watch.part(REST):
-            data = compress_image(model, x, quality, "fp32")
+            data = codec.compress(x, quality)
         times["encode"], watch.milliseconds = dict(watch.milliseconds), defaultdict(float)
         with watch.part(REST):
-            decompress_image(model, data)
+            codec.decompress(data)
         times["decode"] = dict(watch.milliseconds)
     return times
 
 
 @torch.inference_mode()
 def measure_latency(
-    model: SliceCompressionModel,
+    codec: Codec,
     x: Tensor,
     quality: float | None = None,
     runs: int = 3,
@@ -129,10 +128,10 @@ def measure_latency(
 ) -> dict[str, Any]:
     """Medians in milliseconds: {"total", "encode", "decode", "coding": {direction: ...}, "parts": {direction: ...}}.
 
-    The entropy tables must be up to date.
+    The codec's arithmetic should be "fp32", as the papers measure.
     """
-    whole = median([time_once(model, x, quality, clock, parts=False) for _ in range(warm_up + runs)][warm_up:])
-    parts = median([time_once(model, x, quality, clock, parts=True) for _ in range(runs)])
+    whole = median([time_once(codec, x, quality, clock, parts=False) for _ in range(warm_up + runs)][warm_up:])
+    parts = median([time_once(codec, x, quality, clock, parts=True) for _ in range(runs)])
     both = {direction: whole[direction][REST] for direction in DIRECTIONS}
     coding = {direction: parts[direction][CODING] for direction in DIRECTIONS}
     return {"total": sum(both.values()), **both, "coding": coding, "parts": parts}

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from models.layers.entropy_models import SCALE_MIN
 from models.layers.gain import LAMBDA_RANGE
+from utils.entropy_coding.frequencies import SCALE_MIN
 from utils.metrics import MS_SSIM_WINDOW
 
 METRICS = ("mse", "ms-ssim")

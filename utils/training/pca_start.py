@@ -12,16 +12,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.base import SliceCompressionModel
-from models.dcae import DCAE
 from models.layers.attention import SwinStage
 from models.layers.convolution import Down, ResidualBottleneck, Up
 from utils.cli import UserError
+
+if TYPE_CHECKING:
+    from models.base import SliceCompressionModel
+    from models.dcae import DCAE
 
 TAPS = slice(2, 4)  # of a 5x5 kernel at stride 2: the two that cover each input pixel once
 
@@ -33,6 +36,8 @@ def start_as_pca(model: SliceCompressionModel, images: Tensor, weight: float | N
     y is scaled so that rounding is the quantiser of the trade-off lambda = `weight` (the middle of the range for
     variable-rate models, None). Raises UserError for other models.
     """
+    from models.dcae import DCAE  # here, as CompressAI takes seconds to load
+
     if not isinstance(model, DCAE):
         raise UserError(f"--start pca: {model.model_name} has other transforms; it is for dcae")
     silence_branches(model.g_a)

@@ -17,12 +17,14 @@ A checkpoint's keys, read with utils/codec/checkpoint.py:
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from models.base import SliceCompressionModel
 from utils.training.optimization import Average, Schedule
+
+if TYPE_CHECKING:
+    from models.base import SliceCompressionModel
 
 FORMAT = 1
 

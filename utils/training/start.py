@@ -5,14 +5,15 @@ from __future__ import annotations
 import argparse
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from models import MODELS, build_model, default_config, load_model
-from models.base import SliceCompressionModel
-from models.loading import TABLES
 from utils.cli import UserError
 from utils.codec.checkpoint import read_checkpoint
 from utils.training.flags import requested_options, settings
+
+if TYPE_CHECKING:
+    from models.base import SliceCompressionModel
 
 LATEST, BEST = "latest.pt", "best.pt"
 TRAINING_STATE = ("optimizer", "aux_optimizer", "scaler", "ema", "rng", "step", "flags")
@@ -102,6 +103,8 @@ def from_weights(args: argparse.Namespace) -> Start:
     config = {**source.config, "variable_rate": source.variable_rate or args.variable_rate}
     check_model(args, args.checkpoint, name, config)
     model = build_model(name, **config)
+    from models.loading import TABLES  # here, as CompressAI takes seconds to load
+
     # entropy tables are left out: training makes them stale
     weights = {key: value for key, value in source.state_dict().items() if not TABLES.search(key)}
     model.load_state_dict(weights, strict=False)

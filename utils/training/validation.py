@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from models.base import SliceCompressionModel
-from models.layers.dictionary import DictionaryCrossAttention
+from models.layers.dictionary import DictionaryCrossAttention, watching
 from models.layers.gain import lambda_of_quality
 from utils.evaluation.evaluation import Record, average, evaluate_images, mean
+from utils.metrics import MS_SSIM_SMALLEST
 from utils.training.distributed import Processes, any_of, gathered
-from utils.training.losses import WEIGHT_OF_METRIC, balance
+from utils.training.losses import balance, rate_distortion
+
+if TYPE_CHECKING:
+    from models.base import SliceCompressionModel
 
 QUALITIES = (1.0, 50.5, 100.0)  # the range's ends and its middle, for variable-rate models
 SHOWN = ("bpp", "bpp_y", "bpp_z", "psnr", "ms_ssim", "ms_ssim_db", "mse_float", "ms_ssim_float")
@@ -40,23 +43,22 @@ def validate(
     be read) are left out and counted. Returns None where `stopping` became true on the way, or where not one image
     worked.
     """
+    from utils.codec.codec import Codec  # here, as CompressAI takes seconds to load
+
     by_quality: dict[str, dict[str, Any]] = {}
+    codec = Codec(model, "fp32")
     for quality, weight in lambdas.items():
         records: list[Record] = []
         failures: list[str] = []
         for path in paths[processes.rank :: processes.count]:
             if stopping():
                 break
-            with dictionary_use(model) as use:
+            with dictionary_use(codec.quick) as use:
                 done = evaluate_images(
-                    model,
-                    [path],
-                    device=device,
-                    quality=quality,
-                    keep=keep,
-                    failed=lambda p, e, to=failures: to.append(str(p)),
-                )
-            records += [{**r, "loss": loss_of(r, weight, metric), "dictionary": use()} for r in done]
+                    codec, [path], quality=quality, keep=keep, failed=lambda p, e, to=failures: to.append(str(p)),
+                    criterion=lambda out, x, weight=weight: loss_of(out, x, weight, metric, model.slice_sizes),
+                )  # fmt: skip
+            records += [{**record, "dictionary": use()} for record in done]
         failed = len(gathered(processes, failures))
         records = [record for record in gathered(processes, records) if record["loss"] is not None]
         if any_of(processes, stopping(), device) or not records:
@@ -69,12 +71,11 @@ def validate(
     return {"loss": mean(losses), "quality": by_quality}
 
 
-def loss_of(record: Record, weight: float, metric: str) -> float | None:
-    """The training loss of one image, without noise; None where it is not defined."""
-    if metric == "mse":
-        return weight * WEIGHT_OF_METRIC[metric] * record["mse_float"] + record["bpp"]
-    similarity = record["ms_ssim_float"]
-    return None if similarity is None else weight * (1 - similarity) + record["bpp"]
+def loss_of(out: dict[str, Any], x: Tensor, weight: float, metric: str, slice_sizes: list[int]) -> float | None:
+    """The training loss of one image (1, 3, H, W), without noise; None where it is not defined."""
+    if metric == "ms-ssim" and min(x.shape[-2:]) < MS_SSIM_SMALLEST:
+        return None
+    return float(rate_distortion(out, x, torch.full((1,), weight, device=x.device), metric, slice_sizes)["loss"])
 
 
 def summary(records: list[Record]) -> dict[str, Any]:
@@ -99,31 +100,18 @@ def dictionary_use(model: nn.Module) -> Iterator[Callable[[], list[float]]]:
     exp(entropy) of how much attention each entry gets over all places and heads, as a share of the entries: 1 where
     all are used alike, 1/entries where only one is. An empty list for models without a dictionary.
     """
-    attentions = [module for module in model.modules() if isinstance(module, DictionaryCrossAttention)]
-    shares: list[float] = []
+    paid: dict[DictionaryCrossAttention, list[Tensor]] = {}  # mean attention to each entry, by stripe of rows
 
-    def watch(module: DictionaryCrossAttention, inputs: tuple[Tensor, Tensor], queries: Tensor) -> None:
-        shares.append(use_of(module, queries, model.dt))
+    def share(means: list[Tensor]) -> float:
+        use = torch.stack(means).mean(0)  # (entries,); stripes are about equally high
+        entropy = -(use * use.clamp(min=1e-12).log()).sum()
+        return math.exp(float(entropy)) / len(use)
 
-    hooks = [
-        module.q_trans.register_forward_hook(lambda _, i, out, module=module: watch(module, i, out))
-        for module in attentions
-    ]
-    try:
-        yield lambda: shares
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-def use_of(module: DictionaryCrossAttention, queries: Tensor, dictionary: Tensor) -> float:
-    """The use of the dictionary's entries (see above) under queries (..., width)."""
-    keys = module.k(module.dict_ln(dictionary)).unflatten(-1, (module.heads, -1))  # (entries, heads, head_dim)
-    split = queries.flatten(0, -2).unflatten(-1, (module.heads, -1))  # (places, heads, head_dim)
-    attention = torch.einsum("phd,nhd->hpn", split.float() * module.scale.view(1, -1, 1), keys.float())
-    use = attention.softmax(-1).mean((0, 1))  # (entries,)
-    entropy = -(use * use.clamp(min=1e-12).log()).sum()
-    return math.exp(float(entropy)) / len(dictionary)
+    with ExitStack() as stack:
+        for layer in (module for module in model.modules() if isinstance(module, DictionaryCrossAttention)):
+            means = paid.setdefault(layer, [])
+            stack.enter_context(watching(layer, lambda weights, to=means: to.append(weights.mean((0, 1, 2, 3)))))
+        yield lambda: [share(means) for means in paid.values()]
 
 
 def format_validation(values: dict[str, Any]) -> Iterable[str]:

@@ -1,7 +1,7 @@
 """Loops of convolutions on CPUs, compiled by Numba when they are first used.
 
-`cut_tiles` and `join_tiles` are for `models/layers/winograd.py`, `depthwise` for `models/portable.py`. As products with
-36x36 matrices the transforms of tiles would take as long as the convolution's own products. Here each is done along
+`cut_tiles` and `join_tiles` are for winograd.py, `depthwise` for float64.py. As products with 36x36 matrices the
+transforms of tiles would take as long as the convolution's own products. Here each is done along
 columns, then along rows, with sums that points of opposite sign share, on a block of channels that stays in the first
 cache. Arguments are trusted; floating-point arguments are all of one type.
 """

@@ -3,17 +3,13 @@
 "Fast Algorithms for Convolutional Neural Networks" (Lavin and Gray, CVPR 2016, arXiv:1509.09308), F(4x4, 3x3): tiles of
 6x6 positions and the 3x3 kernels are transformed, multiplied position by position, and what comes out is transformed
 to 4x4 results. The products are matrix products, which every library computes at full speed in float32 and in float64;
-the transforms are loops of `models/layers/loops.py`.
+the transforms are loops of `utils/inference/loops.py`.
 
 The points 0, 2/3, -2/3, 3/2, -3/2 and infinity were searched for: in float32 rounding errors are those of a library's
 direct convolution, with the usual 0, 1, -1, 2, -2 they would be three times as large.
 """
 
 from __future__ import annotations
-
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
 
 import numpy as np
 import torch
@@ -28,8 +24,6 @@ POINTS = (0, A, -A, B, -B)  # and infinity
 COMBINATIONS = (A, B, A**2, B**2, A**2 + B**2, A**3, B**3)  # that the transforms of tiles need
 LEAST_CHANNELS = 128 * 128  # in times out, from which on float32 is faster than the library's
 
-_direct: ContextVar[bool] = ContextVar("direct", default=False)
-
 
 class Tiles:
     """Tokens (B, r, W, C) cut into transformed tiles, ready for any number of convolutions.
@@ -38,7 +32,7 @@ class Tiles:
     """
 
     def __init__(self, x: Tensor, border: tuple[int, int]) -> None:
-        from models.layers.loops import cut_tiles  # here, as importing Numba takes as long as much else
+        from utils.inference.loops import cut_tiles  # here, as importing Numba takes as long as much else
 
         self.batch, height, self.width, channels = x.shape
         self.rows = height + sum(border) - KERNEL + 1
@@ -50,7 +44,7 @@ class Tiles:
 
     def convolve(self, kernels: Tensor, bias: Tensor | None = None) -> Tensor:
         """(36, C, out) as `transform_kernels` gives them, bias (out,) -> (B, r + border - 2, W, out)."""
-        from models.layers.loops import join_tiles
+        from utils.inference.loops import join_tiles
 
         products, channels = torch.bmm(self.values, kernels), kernels.shape[-1]
         bias = products.new_zeros(channels) if bias is None else bias
@@ -89,41 +83,21 @@ def size_of_kernels(weight: Tensor) -> int:
 
 
 def workspace(model: nn.Module) -> int:
-    """Bytes for transformed kernels that are not kept: three of the widest layers' at once, and what they come from."""
-    return max((4 * size_of_kernels(layer.weight) for layer in model.modules() if applies(layer)), default=0)
-
-
-@contextmanager
-def direct() -> Iterator[None]:
-    """Inside the block `pays` is never true: for counting what convolutions as they are defined take."""
-    token = _direct.set(True)
-    try:
-        yield
-    finally:
-        _direct.reset(token)
-
-
-def applies(layer: nn.Module) -> bool:
-    """Whether it is a dense 3x3 convolution of stride 1 whose zero padding keeps the size, or consists of such."""
-    if type(layer).forward is not nn.Conv2d.forward:
-        return getattr(layer, "tiled", False)  # those of models.portable
-    dense = (layer.stride, layer.dilation, layer.groups) == ((1, 1), (1, 1), 1)
-    return dense and (layer.kernel_size, layer.padding, layer.padding_mode) == ((KERNEL, KERNEL), (1, 1), "zeros")
+    """Bytes for transformed kernels that are not kept: of the widest layer, and what they come from."""
+    return max(
+        (4 * size_of_kernels(layer.weight) for layer in model.modules() if getattr(layer, "tiled", False)), default=0
+    )
 
 
 def pays(x: Tensor, *layers: nn.Module) -> bool:
-    """Whether these convolutions of x, a map or its tokens, are faster this way.
+    """Whether convolutions of x, a map or its tokens, are faster this way.
 
     They are on CPUs, without gradients, in float64 and, from some width on, in float32.
     """
-    if _direct.get() or torch.compiler.is_compiling():  # compilers and exporters cannot look into the loops
+    if not all(layer.tiled for layer in layers) or x.device.type != "cpu" or x.dtype not in CONSTANTS:
         return False
-    if x.device.type != "cpu" or x.dtype not in CONSTANTS:
-        return False
-    if torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
-        return False
-    if not all(map(applies, layers)):
-        return False
+    if torch.compiler.is_compiling() or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
+        return False  # compilers and exporters cannot look into the loops, which have no gradients
     channels = layers[0].in_channels * sum(layer.out_channels for layer in layers)
     return x.dtype == torch.float64 or channels >= LEAST_CHANNELS
 

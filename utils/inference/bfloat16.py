@@ -1,0 +1,34 @@
+"""Analysis and synthesis with weights in half the width.
+
+Autocast would convert every weight at each use, once a stripe; here they are converted once. What autocast leaves in
+float32 (norms, sums) stays so, as do the layers that leave it. No file depends on it: the entropy path keeps its own
+arithmetic.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from models.base import SliceCompressionModel
+from utils.inference.rows import StripedExactConvolution
+
+MATRICES = (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)
+
+
+def in_bfloat16(quick: SliceCompressionModel) -> None:
+    """Let a quick copy compute its transforms in bfloat16; the tensors of the model that it shares stay as they are."""
+    for name in quick.transform_names:
+        for layer in getattr(quick, name).modules():
+            if isinstance(layer, MATRICES) and not isinstance(layer, StripedExactConvolution):
+                for key, parameter in layer.named_parameters(recurse=False):
+                    setattr(layer, key, nn.Parameter(parameter.detach().bfloat16(), requires_grad=False))
+    quick.analysis, quick.synthesis = (partial(in_autocast, way) for way in (quick.analysis, quick.synthesis))
+
+
+def in_autocast(transform, x: Tensor) -> Tensor:
+    """transform(x) with products in bfloat16; the result has the type of x."""
+    with torch.autocast(x.device.type, torch.bfloat16):
+        return transform(x).to(x.dtype)
