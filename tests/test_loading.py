@@ -125,3 +125,30 @@ def test_detection_gives_the_published_sizes():
     for name in ("dcae-ablation", "tcm-small"):
         name_found, config = detect(build_model(name).state_dict())
         assert build_model(name_found, **config).config == default_config(name)
+
+
+# ---- integers ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bits", [8, 10])
+@pytest.mark.parametrize("shape", [(6, 5), (7, 3, 5, 5)])
+def test_integers_are_within_half_a_step_of_the_weight(bits, shape):
+    weight = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    weight[0] *= 100  # one channel does not cost the others their precision
+    stored = to_integers(weight, bits)
+    assert stored["high"].dtype == torch.int8 and stored["scale"].dtype == torch.bfloat16
+    step = weight.abs().amax(1, keepdim=True) / (2 ** (bits - 1) - 1)
+    error = (from_integers(stored) - weight).abs() / step
+    assert error.max() < 1.1 and error.mean() < 0.3  # the scale itself has 8 bits
+
+
+def test_integers_are_exact_in_float32():
+    """So that files written with them decode on every machine."""
+    weight = torch.randn(31, 17, 3, 3, generator=torch.Generator().manual_seed(0))
+    stored = to_integers(weight, 10)
+    low = torch.stack([(stored["low"] >> shift) & 3 for shift in (0, 2, 4, 6)], 1).flatten()[: weight.numel()]
+    exact = (4 * stored["high"].double().flatten() + low.double()).view(weight.shape) * stored["scale"].double()
+    assert torch.equal(from_integers(stored).double(), exact)
+    assert torch.equal(from_integers(to_integers(torch.zeros(4, 4), 8)), torch.zeros(4, 4))
+    with pytest.raises(ValueError, match="8 or 10 bits"):
+        to_integers(weight, 4)

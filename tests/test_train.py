@@ -223,6 +223,21 @@ def test_export_keeps_the_model(trained, tmp_path):
     assert (tmp_path / "small.pt").stat().st_size < (trained / "latest.pt").stat().st_size / 3
 
 
+def test_export_as_integers(trained, tmp_path):
+    """Smaller than fp16, close to the original, and the file decodes what was written with it."""
+    for precision in ("fp16", "int8"):
+        output = str(tmp_path / f"{precision}.pt")
+        export(["--checkpoint", str(trained / "latest.pt"), "--output", output, "--precision", precision])
+    small, original = load_model(tmp_path / "int8.pt"), load_model(trained / "latest.pt")
+    for (name, exported), parameter in zip(small.named_parameters(), original.parameters()):
+        assert (exported - parameter).abs().max() <= parameter.abs().max() / 100, name
+    assert (tmp_path / "int8.pt").stat().st_size < (tmp_path / "fp16.pt").stat().st_size
+    x = toy_image(100, 120)
+    x_hat = decompress_image(load_model(tmp_path / "int8.pt"), compress_image(small, x))
+    assert torch.equal(x_hat, decompress_image(small, compress_image(small, x)))
+    assert small.fingerprint() != original.fingerprint()
+
+
 # ---- the papers' commands ------------------------------------------------------------------------------------------
 
 DCAE = """CUDA_VISIBLE_DEVICES='0' python -u ./train.py -d [path of training dataset] \
