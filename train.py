@@ -31,7 +31,7 @@ from utils.files import require_writable
 from utils.training.distributed import Processes, alike, any_of, joined_processes, on_first, own_device, share_gradients
 from utils.training.flags import check_flags, parse_arguments, settings
 from utils.training.log import Interval, TrainLog, format_line, gpu_memory
-from utils.training.optimization import Average, Schedule, make_optimizers, quantiles_of
+from utils.training.optimization import Average, Schedule, freeze_all_but_decoder, make_optimizers, quantiles_of
 from utils.training.pca_start import start_as_pca
 from utils.training.run_state import RunState
 from utils.training.start import BEST, LATEST, Start, find_start
@@ -107,13 +107,16 @@ def make_state(
 ) -> RunState:
     """Model, optimizers and all that changes while training, fresh or as a checkpoint left them."""
     model = start.model.to(device).train()
+    if args.train == "decoder":
+        freeze_all_but_decoder(model)
     for prior in model.entropy_models():
         prior.noise_share = (processes.rank, processes.count)
     course = args.warmup, args.max_steps, tuple(args.milestones), args.cooldown
     schedule = Schedule(args.schedule, args.learning_rate, *course)
     scaler = torch.amp.GradScaler(device.type, enabled=args.precision == "fp16")
     average = Average(model, args.ema) if args.ema else None
-    optimizers = make_optimizers(model, args.learning_rate, args.aux_learning_rate, args.optimizer)
+    aux_rate = args.aux_learning_rate if args.train == "all" else 0.0
+    optimizers = make_optimizers(model, args.learning_rate, aux_rate, args.optimizer)
     state = RunState(start.name, model, *optimizers, scaler, schedule, average, settings(args), survey.identity)
     if start.state:
         state.restore(start.state)

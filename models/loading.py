@@ -16,6 +16,7 @@ from torch import Tensor
 
 from models import build_model
 from models.base import SliceCompressionModel
+from models.integers import from_integers
 from utils.cli import UserError
 from utils.codec.checkpoint import read_checkpoint
 
@@ -34,6 +35,7 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> SliceCom
     content = read_checkpoint(path)
     recorded = content.get("model")
     weights = published_names(content.get("state_dict", content))
+    weights |= {name: from_integers(integers) for name, integers in content.get("integers", {}).items()}
     try:
         name, config = (recorded["name"], recorded["config"]) if recorded else detect(weights)
         model = build_model(name, **config)

@@ -1,8 +1,10 @@
-"""Strip a training checkpoint to what a codec needs: weights in fp32 or fp16, with entropy tables filled.
+"""Strip a training checkpoint to what a codec needs: weights in few bytes, with entropy tables filled.
 
     python scripts/export_checkpoint.py --checkpoint runs/dcae-mse-0.013/best.pt --output model.pt --precision fp16
 
-Averaged weights are taken where the run kept them. The tables are those of the weights as they are written.
+Averaged weights are taken where the run kept them. The tables are those of the weights as they are written. With
+--precision int8 the weights of layers are integers with scales (utils/codec/integers.py): of 10 bits in analysis and
+synthesis, of 8 elsewhere; all else is fp16.
 """
 
 from __future__ import annotations
@@ -15,12 +17,15 @@ import project_root  # noqa: F401
 import torch
 
 from models import load_model
+from models.integers import Integers, from_integers, to_integers
 from utils.cli import UserError, run_program
 from utils.codec.checkpoint import read_checkpoint, save_checkpoint
 from utils.entropy_coding.frequencies import pack_rows
 from utils.files import require_writable
 
-PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16}
+PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "int8": torch.float16}
+TRANSFORMS = ("g_a.", "g_s.")
+SMALLEST = 1024  # parameters of a weight that is worth integers
 
 
 def main(argv: Sequence[str]) -> None:
@@ -37,15 +42,29 @@ def main(argv: Sequence[str]) -> None:
     record = read_checkpoint(args.checkpoint).get("model")
     if not record:
         raise UserError(f"--checkpoint {args.checkpoint}: not written by train.py, so there is nothing to strip")
+    integers = integer_weights(model) if args.precision == "int8" else {}
     with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(parameter.to(precision))
+        for name, parameter in model.named_parameters():
+            parameter.copy_(from_integers(integers[name]) if name in integers else parameter.to(precision))
     model.update(force=True)
     learned = {name for name, _ in model.named_parameters()}
-    weights = {n: t.to(precision) if n in learned else t for n, t in model.state_dict().items()}
+    kept = {name: tensor for name, tensor in model.state_dict().items() if name not in integers}
+    weights = {n: t.to(precision) if n in learned else t for n, t in kept.items()}
     without_padding(weights)
-    save_checkpoint(args.output, {"format": 1, "model": record, "state_dict": weights})
+    content = {"format": 1, "model": record, "state_dict": weights} | ({"integers": integers} if integers else {})
+    save_checkpoint(args.output, content)
     print(f"{args.output}: {args.output.stat().st_size / 1e6:.1f} MB, model {fingerprint(model).hex()}")
+
+
+def integer_weights(model: torch.nn.Module) -> dict[str, Integers]:
+    """The weights of large layers as integers, under their names."""
+    layers = (torch.nn.Linear, torch.nn.Conv2d, torch.nn.ConvTranspose2d)
+    weights = {f"{n}.weight": m.weight.detach() for n, m in model.named_modules() if isinstance(m, layers)}
+    return {
+        name: to_integers(weight, 10 if name.startswith(TRANSFORMS) else 8)
+        for name, weight in weights.items()
+        if weight.numel() >= SMALLEST
+    }
 
 
 def without_padding(weights: dict[str, torch.Tensor]) -> None:

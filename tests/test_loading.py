@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from models import build_model, default_config, load_model
+from models.integers import from_integers, to_integers
 from models.loading import detect
 from scripts.export_checkpoint import without_padding
 from tests.toys import TOYS, toy_image, toy_model
@@ -138,8 +139,8 @@ def test_integers_are_within_half_a_step_of_the_weight(bits, shape):
     stored = to_integers(weight, bits)
     assert stored["high"].dtype == torch.int8 and stored["scale"].dtype == torch.bfloat16
     step = weight.abs().amax(1, keepdim=True) / (2 ** (bits - 1) - 1)
-    error = (from_integers(stored) - weight).abs() / step
-    assert error.max() < 1.1 and error.mean() < 0.3  # the scale itself has 8 bits
+    error = (from_integers(stored) - weight).abs() / step  # a scale itself has 8 bits, and is rounded up
+    assert 0.3 < error.max() < 0.51
 
 
 def test_integers_are_exact_in_float32():

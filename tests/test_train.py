@@ -126,10 +126,15 @@ def test_checkpoints_work_in_the_other_programs(trained, photos, tmp_path, monke
     assert (tmp_path / "out/0.png").is_file()
 
 
-def test_stopped_by_a_signal_and_resumed_equals_uninterrupted(photos, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    "recipe",
+    [("--schedule", "cosine"), ("--optimizer", "soap", "--schedule", "linear", "--cooldown", "0.5")],
+    ids=["adam", "soap"],
+)
+def test_stopped_by_a_signal_and_resumed_equals_uninterrupted(photos, tmp_path, monkeypatch, capsys, recipe):
     """Bit for bit, with averaged weights, a schedule, accumulated passes and validation on the way."""
     more = ("--batch-size", "1", "--accumulate", "2", "--max-steps", "6", "--val-every", "2", "--ema", "0.9")
-    more += ("--schedule", "cosine", "--warmup", "3", "--downscale", "0.5")
+    more += ("--warmup", "3", "--downscale", "0.5", *recipe)
     main(flags(photos, tmp_path / "whole", *more))
     step, signals = train.train_step, {1: signal.SIGINT, 3: signal.SIGTERM}  # each before a validation
 
@@ -151,6 +156,19 @@ def test_stopped_by_a_signal_and_resumed_equals_uninterrupted(photos, tmp_path, 
     assert one["step"] == other["step"] == 6 and one["best"] == other["best"]
     assert equal(one["state_dict"], other["state_dict"]) and equal(one["ema"]["trained"], other["ema"]["trained"])
     assert events(tmp_path / "whole", "validation") == events(tmp_path / "parts", "validation")
+
+
+def test_the_last_phase_trains_the_decoder_alone(trained, photos, tmp_path):
+    """What is coded stays as it is, and the decoder does not."""
+    before = checkpoint(trained)["state_dict"]
+    for optimizer in ("adam", "soap"):
+        folder = tmp_path / optimizer
+        more = ("--checkpoint", str(trained / "latest.pt"), "--train", "decoder", "--optimizer", optimizer)
+        main(flags(photos, folder, *TWO_STEPS, *more))
+        after = checkpoint(folder)["state_dict"]
+        changed = {name for name, value in before.items() if not torch.equal(value, after[name])}
+        assert changed and all(name.startswith(("g_s.", "lrp_transforms.")) for name in changed)
+        assert {"g_s.0.weight", "lrp_transforms.0.0.weight"} <= changed
 
 
 def test_resume_without_a_run_starts_one(photos, tmp_path, capsys):
@@ -233,8 +251,9 @@ def test_export_as_integers(trained, tmp_path):
         assert (exported - parameter).abs().max() <= parameter.abs().max() / 100, name
     assert (tmp_path / "int8.pt").stat().st_size < (tmp_path / "fp16.pt").stat().st_size
     x = toy_image(100, 120)
-    x_hat = decompress_image(load_model(tmp_path / "int8.pt"), compress_image(small, x))
-    assert torch.equal(x_hat, decompress_image(small, compress_image(small, x)))
+    codec = Codec(small)
+    x_hat = Codec(load_model(tmp_path / "int8.pt")).decompress(codec.compress(x))
+    assert torch.equal(x_hat, codec.decompress(codec.compress(x)))
     assert small.fingerprint() != original.fingerprint()
 
 

@@ -18,7 +18,15 @@ from utils.codec.checkpoint import read_checkpoint, remove_unfinished, save_chec
 from utils.entropy_coding.frequencies import SCALE_MIN
 from utils.training.distributed import Processes
 from utils.training.losses import balance, rate_distortion
-from utils.training.optimization import Average, Schedule, clip_gradient, make_optimizers, quantiles_of, weights_of
+from utils.training.optimization import (
+    OPTIMIZERS,
+    Average,
+    Schedule,
+    clip_gradient,
+    make_optimizers,
+    quantiles_of,
+    weights_of,
+)
 from utils.training.run_state import RunState
 from utils.training.step import MOST_NOT_FINITE, Recipe, train_step, transforms_in
 
@@ -109,9 +117,10 @@ def one(out: dict, i: int) -> dict:
 # ---- optimization --------------------------------------------------------------------------------------------------
 
 
-def test_every_parameter_has_one_optimizer():
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_every_parameter_has_one_optimizer(optimizer):
     model = toy()
-    main, auxiliary = make_optimizers(model, 1e-4, 1e-3)
+    main, auxiliary = make_optimizers(model, 1e-4, 1e-3, optimizer)
     groups = [{id(p) for g in o.param_groups for p in g["params"]} for o in (main, auxiliary)]
     assert groups[1] == {id(model.entropy_bottleneck.quantiles)} == {id(p) for p in quantiles_of(model)}
     assert not groups[0] & groups[1] and len(groups[0]) + 1 == len(list(model.parameters()))
@@ -121,6 +130,9 @@ def test_the_learning_rate_over_time():
     step = Schedule("step", 1e-4, 0, 100, (46, 48))
     assert [step(i) for i in (0, 45, 46, 47, 48)] == pytest.approx([1e-4, 1e-4, 1e-5, 1e-5, 1e-6])
     assert [Schedule("constant", 1.0, 4, 9, ())(i) for i in range(6)] == [0.25, 0.5, 0.75, 1, 1, 1]
+    linear = Schedule("linear", 1.0, 2, 100, (), cooldown=0.4)
+    assert [linear(i) for i in (0, 1, 60, 80, 99)] == pytest.approx([0.5, 1, 1, 0.5, 0.025])
+    assert Schedule("linear", 1.0, 0, 200, (), cooldown=0.4)(99) == 1  # a run can be made longer
     cosine = Schedule("cosine", 1.0, 0, 100, ())
     assert [cosine(i) for i in (0, 50, 100, 200)] == pytest.approx([1, 0.505, 0.01, 0.01])
 

@@ -13,6 +13,7 @@ from utils.training.soap import Soap
 
 COSINE_END = 0.01  # of the learning rate
 TRANSFORM_RATE = 0.25  # of SOAP's learning rate, for analysis and synthesis: at the whole rate they diverge
+DECODER = ("g_s.", "lrp_transforms.", "gain.log_inverse_gain")
 SCHEDULES = ("step", "cosine", "constant", "linear")
 
 
@@ -22,8 +23,8 @@ def is_auxiliary(name: str) -> bool:
 
 
 def weights_of(model: nn.Module) -> list[nn.Parameter]:
-    """All parameters but the quantiles."""
-    return [p for n, p in model.named_parameters() if not is_auxiliary(n)]
+    """All parameters that are trained, but the quantiles."""
+    return [p for n, p in model.named_parameters() if p.requires_grad and not is_auxiliary(n)]
 
 
 def quantiles_of(model: nn.Module) -> list[nn.Parameter]:
@@ -48,7 +49,7 @@ def make_soap(model: nn.Module, rate: float) -> Soap:
     names = {name for name, module in model.named_modules() if is_matrix_layer(module)}
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
-        if not is_auxiliary(name):
+        if parameter.requires_grad and not is_auxiliary(name):
             key = name.startswith(("g_a.", "g_s.")), name.removesuffix(".weight") in names
             groups.setdefault(key, []).append(parameter)
     return Soap(
@@ -67,6 +68,16 @@ def is_matrix_layer(module: nn.Module) -> bool:
 
 
 OPTIMIZERS = {"adam": make_adam, "soap": make_soap}
+
+
+def freeze_all_but_decoder(model: nn.Module) -> None:
+    """Leave synthesis, latent residual prediction and inverse gains to be trained, and what is coded as it is.
+
+    A last phase ("hard-rounded latents", arXiv:2506.08662): with the latents given, the decoder can adapt to them as
+    they are, rounded. The quantiles keep their gradient, for their own optimizer; its rate is to be 0.
+    """
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(is_auxiliary(name) or name.startswith(DECODER))
 
 
 @dataclass(frozen=True)

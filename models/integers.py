@@ -15,6 +15,7 @@ from torch import Tensor
 Integers = dict[str, Tensor]  # "high": int8, of the weight's shape; "scale": bfloat16; with 10 bits also "low": uint8
 LOW_BITS = 2  # of 10, kept apart, four of them in a byte
 TINY = 1e-30  # a scale for channels that are all zero
+ROUND_UP = 1 + 2**-8  # a scale rounded to 8 bits is not to cut off the largest weight
 
 
 def to_integers(weight: Tensor, bits: int) -> Integers:
@@ -25,7 +26,8 @@ def to_integers(weight: Tensor, bits: int) -> Integers:
     if bits not in (8, 8 + LOW_BITS):
         raise ValueError(f"integers of 8 or {8 + LOW_BITS} bits, not {bits}")
     most = 2 ** (bits - 1) - 1
-    scales = [(weight.abs().amax(axis, keepdim=True) / most).clamp(min=TINY).bfloat16() for axis in (1, 0)]
+    spans = [weight.abs().amax(axis, keepdim=True) for axis in (1, 0)]
+    scales = [(ROUND_UP * span / most).clamp(min=TINY).bfloat16() for span in spans]
     rounded = [(weight / scale.float()).round().clamp(-most, most) for scale in scales]
     errors = [(weight - values * scale.float()).square().sum() for values, scale in zip(rounded, scales)]
     best = int(errors[1] < errors[0])
