@@ -140,6 +140,10 @@ def decompress(job: Job, data: bytes, codec: Codec, args: argparse.Namespace, sa
     """One file to its pixels."""
     stream = unpack(data)
     share_threads(args, stream.portable)
+    if args.checkpoint is None and args.random_weights is None:
+        from utils.codec.shipped import codec_of  # here, as CompressAI takes seconds to load
+
+        codec = codec_of(stream, codec)
     written = foreign_environment(stream.environment, codec.device.type)
     if written:
         say_once(job, [f"written by {written}; decoding it elsewhere may fail"], said)

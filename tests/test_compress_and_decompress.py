@@ -16,9 +16,11 @@ import pytest
 import torch
 from PIL import Image
 
+import compress_and_decompress
 from compress_and_decompress import main, share_threads
 from tests.toys import toy_image, toy_model
 from utils.cli import UserError
+from utils.codec import shipped
 from utils.codec.codec import Codec, fingerprint
 from utils.data.images import read_image, to_uint8
 
@@ -207,6 +209,31 @@ def test_bad_files_are_quick_clear_and_leave_nothing(photos, tmp_path, checkpoin
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(lines) == 3 and all(name in "".join(lines) for name in ("short.bin", "renamed.bin", "empty.bin"))
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["a.png"]
+
+
+def test_without_a_checkpoint_the_file_says_which_of_the_shipped_models_it_needs(photos, tmp_path, monkeypatch, capsys):
+    """Two in assets, a file of each and one of neither; with jobs as well."""
+    assets, makers = tmp_path / "assets", ("new", "old", "foreign")
+    assets.mkdir()
+    for name in makers:
+        folder = tmp_path if name == "foreign" else assets
+        torch.save({"state_dict": toy_model("dcae", salt=name).state_dict()}, folder / f"{name}.pt")
+        run("compress", photos / "a.png", tmp_path / name, folder / f"{name}.pt")
+        (tmp_path / name / "a.bin").rename(tmp_path / name / f"{name}.bin")
+        run("decompress", tmp_path / name, tmp_path / "expected", folder / f"{name}.pt")
+    for module in (compress_and_decompress, shipped):
+        monkeypatch.setattr(module, "DEFAULT_CHECKPOINT", assets / "new.pt")
+    for name in makers:
+        (tmp_path / name / f"{name}.bin").rename(tmp_path / f"{name}.bin")
+    capsys.readouterr()
+    for jobs in ("1", "2"):
+        out = tmp_path / f"out{jobs}"
+        flags = ["--mode", "decompress", "--data", str(tmp_path), "--save_path", str(out), "--jobs", jobs]
+        assert main(flags) == 2
+        assert "foreign.bin: written with model" in capsys.readouterr().err
+        assert sorted(path.name for path in out.iterdir()) == ["new.png", "old.png"]
+        for path in out.iterdir():
+            assert path.read_bytes() == (tmp_path / "expected" / path.name).read_bytes()
 
 
 def test_the_wrong_checkpoint_is_named(photos, tmp_path, checkpoint, capsys):
