@@ -2,11 +2,13 @@
 
     python scripts/ablation.py commands --data openimages --evaluation kodak --cuda
     python scripts/ablation.py collect --anchor kodak/vtm
+    python scripts/ablation.py commands --size small --data photos        # then collect --size small
 
 `commands` prints for every configuration a line that trains it, once for each lambda, and a line that evaluates it, by
 the paper's recipe: batches of 8, 20 epochs at 1e-4 and 5 at 1e-5. `collect` looks in --runs for what these lines
 leave there, NAME/results.json, and puts BD-rates and latencies beside the paper's (results/paper_ablations.json).
-FTIC's part of Table 6 is left out, since no library has its autoencoder.
+FTIC's part of Table 6 is left out, since no library has its autoencoder. `--size small` is the question of Tables 2 to
+4 at a size that a processor can train, against its own baseline (utils/figures/small_ablation.py).
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ import project_root  # noqa: F401
 
 from utils.cli import UserError, run_program
 from utils.evaluation.results import read_results, to_json
+from utils.figures import small_ablation
 from utils.figures.bd_rate import compare
 from utils.figures.rd_curves import Curve, load_curve
 from utils.tables import format_number, format_table
@@ -50,9 +53,8 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     collect = verbs.add_parser("collect", help="fill the tables from the runs found")
     for verb in (commands, collect):
         verb.add_argument("--tables", nargs="+", choices=TABLES, default=list(TABLES), help="default: all")
-        verb.add_argument(
-            "--runs", type=Path, default=Path("runs/ablation"), metavar="DIR", help="default: runs/ablation"
-        )
+        verb.add_argument("--size", choices=("paper", "small"), default="paper", help="default: paper")
+        verb.add_argument("--runs", type=Path, metavar="DIR", help="default: runs/ablation, runs/ablation-small")
         verb.add_argument("--debug", action="store_true", help="show where an error happened")
     commands.add_argument("--data", type=Path, required=True, metavar="DIR", help="what to train on")
     commands.add_argument("--evaluation", type=Path, default=Path("kodak"), metavar="DIR", help="default: kodak")
@@ -64,7 +66,9 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
         "--anchor", default="kodak/vtm", metavar="CURVE", help="see scripts/bd_rate.py; default: kodak/vtm"
     )
     collect.add_argument("--json", action="store_true", help="print the tables as JSON")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    args.runs = args.runs or Path("runs") / ("ablation" if args.size == "paper" else "ablation-small")
+    return args
 
 
 def models_of(tables: Sequence[str]) -> list[str]:
@@ -136,10 +140,29 @@ def format_rows(rows: Sequence[dict[str, Any]]) -> str:
     return format_table(("", "model", "points", "BD-rate %", "ms", "paper BD-rate %", "paper ms"), lines)
 
 
+def print_small(args: argparse.Namespace) -> None:
+    """The table of the small runs, and what two seeds of the baseline differ by."""
+    paper = {row["model"]: row["bd_rate_percent"] for table in "234" for row in TABLES[table]["rows"]}
+    entries, noise = small_ablation.collect(args.runs, paper), small_ablation.seed_noise(args.runs)
+    if args.json:
+        print(to_json({"configurations": entries, "seed_noise_percent": noise}))
+        return
+    print(
+        "Tables 2 to 4 in small (anchor: the baseline of the same seed)",
+        small_ablation.format_entries(entries),
+        sep="\n",
+    )
+    if noise is not None:
+        print(f"two baselines that differ in their seed alone: {noise:.2f} %")
+
+
 def main(argv: Sequence[str]) -> None:
     args = parse_arguments(argv)
     if args.verb == "commands":
-        print_commands(args)
+        (print_commands if args.size == "paper" else small_ablation.print_commands)(args)
+        return
+    if args.size == "small":
+        print_small(args)
         return
     found = find_runs(args)
     tables = {number: {**TABLES[number], "rows": fill(TABLES[number], found)} for number in args.tables}

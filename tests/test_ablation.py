@@ -17,7 +17,8 @@ from utils.cli import UserError
 from utils.data.images import to_uint8, write_png
 from utils.evaluation.results import make_results, write_results
 from utils.figures.rd_curves import load_curve
-from utils.training.flags import parse_arguments
+from utils.figures.small_ablation import CONFIGURATIONS
+from utils.training.flags import parse_arguments, requested_options, settings
 
 NAME = "dcae-ablation-entries-64"
 
@@ -104,3 +105,53 @@ def test_numbers_are_right(tmp_path, capsys):
 def test_no_runs(tmp_path):
     with pytest.raises(UserError, match="commands"):
         main(["collect", "--runs", str(tmp_path)])
+
+
+# ---- in small ------------------------------------------------------------------------------------------------------
+
+
+def test_small_runs_differ_in_what_is_examined_alone(capsys):
+    main(["commands", "--size", "small", "--data", "my images"])
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("python train.py ")]
+    runs = [parse_arguments(shlex.split(line.removeprefix("python train.py "))) for line in lines]
+    assert len(runs) == sum(configuration.seeds for configuration in CONFIGURATIONS.values()) == 8
+    examined = {"dictionary_entries", "msfa"}
+    for args in runs:
+        requested_options(args, "dcae")
+        assert examined <= set(args.model_option)
+        args.model_option = {k: v for k, v in args.model_option.items() if k not in examined}
+        args.save_path = None
+    assert len({args.seed for args in runs}) == 2
+    assert len({json.dumps({**settings(args), "seed": 0}) for args in runs}) == 1
+    assert max(len(line) for line in lines) < 1000
+
+
+def test_small_runs_are_compared_with_the_baseline_of_their_seed(tmp_path, capsys):
+    """Made-up curves: a tenth fewer bits are -10 %, whichever the seed; the paper's figures follow from its own."""
+    for name, factors in {"baseline": (1.0, 1.1), "dictionary": (0.9, 0.95 * 1.1), "msfa-1": (0.8,)}.items():
+        for seed, factor in enumerate(factors):
+            path = tmp_path / f"{name}-{seed}" / "results.json"
+            path.parent.mkdir()
+            points = [
+                {"average": {"bpp": factor * bpp, "psnr": psnr}}
+                for bpp, psnr in ((0.2, 29), (0.4, 31), (0.8, 33.5), (1, 34))
+            ]
+            columns = {"bpp": [p["average"]["bpp"] for p in points], "psnr": [p["average"]["psnr"] for p in points]}
+            path.write_text(json.dumps({"name": name, "results": columns}))
+    main(["collect", "--size", "small", "--runs", str(tmp_path), "--json"])
+    found = json.loads(capsys.readouterr().out)
+    rates = {entry["name"]: entry["bd_rates"] for entry in found["configurations"]}
+    assert rates["baseline"] == pytest.approx([0, 0], abs=1e-6)
+    assert rates["dictionary"] == pytest.approx([-10, -5], abs=1e-6) and rates["msfa-1"] == pytest.approx(
+        [-20], abs=1e-6
+    )
+    assert found["seed_noise_percent"] == pytest.approx(10, abs=1e-6)
+    paper = {entry["name"]: entry["paper"] for entry in found["configurations"]}
+    assert paper["baseline"] == 0 and paper["dictionary"] == pytest.approx(100 * (0.9272 / 0.9580 - 1))
+    main(["collect", "--size", "small", "--runs", str(tmp_path)])
+    assert "-10.00 to -5.00" in capsys.readouterr().out
+    (tmp_path / "baseline-0" / "results.json").unlink()
+    with pytest.raises(UserError, match="baseline-0/results.json is missing"):
+        main(["collect", "--size", "small", "--runs", str(tmp_path)])
+    with pytest.raises(UserError, match="commands --size small"):
+        main(["collect", "--size", "small", "--runs", str(tmp_path / "none")])
