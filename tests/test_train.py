@@ -80,7 +80,7 @@ def test_a_checkpoint_says_all_that_is_to_be_said(trained):
 
 def test_the_log_holds_what_there_is_to_know(trained):
     wanted = {"loss", "distortion", "mse", "bpp_y", "bpp_z", "bpp_slices", "psnr", "aux", "gradient_norm", "bound"}
-    wanted |= {"rate", "images_per_s", "waiting", "gpu_gib", "not_finite", "passed_over"}
+    wanted |= {"rate", "images_per_s", "waiting", "processor_s", "gpu_gib", "not_finite", "passed_over"}
     for event in events(trained, "train"):
         assert wanted <= set(event) and 0 <= event["waiting"] <= 1 and 0 <= event["bound"] <= 1
         assert sum(event["bpp_slices"]) == pytest.approx(event["bpp_y"], rel=1e-5)

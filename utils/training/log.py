@@ -6,7 +6,7 @@ log.jsonl holds one object a line, told apart by "event":
     train         means over the steps since the last line: loss, distortion (MSE or 1 - MS-SSIM, as --type says), mse,
                   bpp_y, bpp_z, bpp_slices, psnr (dB, of the mean MSE), aux, gradient_norm, bound (share of scales at
                   the lower bound), rate (learning rate), images_per_s, waiting (share of the time in which the step
-                  waited for data), gpu_gib, not_finite and passed_over (totals of skipped steps and undecodable images)
+                  waited for data), processor_s (of this process, since the last line), gpu_gib, not_finite and passed_over (totals of skipped steps and undecodable images)
     validation    loss, bpp, psnr, ... of whole images, see utils/training/validation.py
     checkpoint    file, seconds
 """
@@ -33,7 +33,7 @@ class Interval:
     """Means over the steps since the last line of the log."""
 
     def __init__(self) -> None:
-        self.begin = time.perf_counter()
+        self.begin, self.worked = time.perf_counter(), time.process_time()
         self.sums: dict[str, Any] = {}
         self.steps = self.finite = self.images = 0
         self.waited = 0.0
@@ -52,7 +52,8 @@ class Interval:
         if means:
             means["psnr"] = psnr_of_mse(means["mse"])
         seconds = time.perf_counter() - self.begin
-        return {**means, "images_per_s": self.images / seconds, "waiting": self.waited / seconds}
+        speed = {"images_per_s": self.images / seconds, "waiting": self.waited / seconds}
+        return {**means, **speed, "processor_s": time.process_time() - self.worked}
 
 
 def _plus(a: Any, b: Any) -> Any:
