@@ -72,13 +72,7 @@ def add_recipe(add) -> None:
     add("-e", "--epochs", type=positive, default=100, help="default: 100")
     add("--max-steps", type=positive, help="instead of --epochs")
     add("--batch-size", type=positive, default=16, help="images a process and pass (default: 16)")
-    add(
-        "--train",
-        choices=("all", "decoder"),
-        default="all",
-        dest="trained",
-        help="decoder: synthesis and residuals alone",
-    )
+    add("--train", choices=("all", "decoder"), default="all", help="decoder: synthesis and residuals alone")
     add("--accumulate", type=positive, default=1, help="passes a step (default: 1)")
     add("--optimizer", choices=OPTIMIZERS, default="adam", help="default: adam, the papers'; soap needs fewer steps")
     add("-lr", "--learning-rate", type=positive_float, default=1e-4, help="default: 1e-4")
