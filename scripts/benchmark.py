@@ -1,10 +1,12 @@
 """Time and memory of coding, each way of computing against its plain formulation in turn.
 
-    python scripts/benchmark.py [--parts coder transforms shipped sizes folder start] [--sizes 0.4 1.6 6 25] [--runs 3]
+    python scripts/benchmark.py [--parts products peak coder transforms ...] [--sizes 0.4 1.6 6 25] [--runs 3]
 
 Weights are freshly drawn (speed does not depend on them), those of the shipped model apart; images are synthetic.
 Prints tables and writes them as JSON.
 
+    products    matrix products by torch, oneDNN and OpenBLAS, GFLOP/s
+    peak        the largest rates that any of them, or a 3x3 convolution, reaches on this machine
     coder       the entropy coder against CompressAI's, on as many symbols as a 768x512 image has
     transforms  the model without the engine, float32, bfloat16 transforms, and portable files (a float64 path)
     shipped     the same for the model in assets
@@ -46,6 +48,7 @@ from utils.devices import processor
 from utils.inference.memory import DEFAULT_STRIPE, held, keep_memory
 from utils.inference.rows import stripes_of
 from utils.measuring.coder_speed import coder_speed
+from utils.measuring.product_speed import peak_speed, product_speed
 from utils.measuring.runs import CLOCKS, image, in_new_process, in_turn, peak, record_part, reset_peak
 from utils.tables import format_table
 
@@ -219,6 +222,8 @@ def measure_start(args: argparse.Namespace) -> list[dict]:
 
 
 PARTS: dict[str, Callable[[argparse.Namespace], Iterable[dict]]] = {
+    "products": lambda args: product_speed(args.runs, args.clock),
+    "peak": lambda args: [{"type": t, "GFLOP/s": v} for t, v in peak_speed(args.runs, args.clock).items()],
     "coder": lambda args: coder_speed(args.runs, args.clock),
     "transforms": measure_transforms,
     "shipped": measure_shipped,

@@ -44,6 +44,11 @@ def require_writable(path: str | Path, flag: str) -> None:
         raise UserError(f"{flag}: cannot write to {path.parent} ({error.strerror}); choose another place") from error
 
 
+def cache_folder() -> Path:
+    """Where the programs keep what can be made again: `dcae` in XDG_CACHE_HOME or ~/.cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "dcae"
+
+
 def _read_umask() -> int:
     mask = os.umask(0)
     os.umask(mask)

@@ -31,6 +31,7 @@ from utils.codec.bitstream import (
 from utils.codec.environment import current_environment, describe_environment
 from utils.data.padding import DEFAULT_PADDING, pad_centred, padded_size
 from utils.entropy_coding.rans import DesynchronisedError
+from utils.inference import products
 from utils.inference.engine import Engine
 
 
@@ -116,13 +117,14 @@ class Codec(Engine):
     def verify(self, data: bytes) -> None:
         """Decode the symbols once more in another order of summation; raise BitstreamError where they differ.
 
-        Another number of threads and no oneDNN: what another machine would do differently.
+        Another number of threads, another library for products, no oneDNN: what another machine would do differently.
         """
-        stream, threads = self.open(data), torch.get_num_threads()
+        stream, threads, way = self.open(data), torch.get_num_threads(), products.another_way()
         torch.set_num_threads(1 if threads > 1 else 2)
         try:
-            with explained(stream), without_onednn(), self.bounded(stream.height, stream.width, stream.arithmetic):
-                self.symbols(stream)
+            with explained(stream), products.choice.fixed(way), without_onednn():
+                with self.bounded(stream.height, stream.width, stream.arithmetic):
+                    self.symbols(stream)
         finally:
             torch.set_num_threads(threads)
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 import sys
 import tempfile
 import time
@@ -27,11 +26,6 @@ from utils.cli import UserError
 from utils.devices import processor
 from utils.files import atomic_write, require_writable
 from utils.inference.fast import shared_copy
-
-
-def cache_folder() -> Path:
-    """Where libraries are kept: `dcae` in XDG_CACHE_HOME or ~/.cache."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "dcae"
 
 
 def check_ready(folder: Path) -> None:

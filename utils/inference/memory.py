@@ -13,6 +13,8 @@ from typing import Any
 import torch
 
 from utils.cli import UserError
+from utils.files import cache_folder
+from utils.inference import products
 
 BYTES_A_PIXEL = 260  # for maps, measured with the full-size DCAE (250): two of g_a's first, or what predicts a slice
 DEFAULT_STRIPE = 4 << 20  # bytes of the input map in a stripe: with its temporaries about what a core's cache holds
@@ -33,15 +35,17 @@ def memory_size(text: str) -> int:
 
 
 def add_inference_flags(parser: argparse.ArgumentParser) -> None:
-    """--max-memory, --precision and --compile."""
+    """--max-memory, --precision, --products and --compile."""
     add = parser.add_argument
     add("--max-memory", type=memory_size, metavar="SIZE", help="8G, 900M: large images are cut into thinner stripes")
     add("--precision", choices=PRECISIONS, default="fp32", help="of analysis and synthesis; files decode in either")
+    add("--products", choices=("auto", *products.WAYS), help="library for matrix products (default: the fastest here)")
     add("--compile", action="store_true", help="analysis and synthesis for each size of image: minutes, kept on disk")
 
 
 def engine_options(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     """What the flags say, as arguments of Engine. Raises UserError where they cannot be followed."""
+    products.choice.fix(args.products)
     options = {"precision": args.precision, "max_memory": args.max_memory}
     if not args.compile:
         return options
@@ -49,7 +53,7 @@ def engine_options(args: argparse.Namespace, device: torch.device) -> dict[str, 
         raise UserError("--compile holds whole maps and cannot keep --max-memory; leave one of them out")
     if device.type != "cpu":
         raise UserError("--compile is for the CPU; leave it or the GPU's flag out")
-    from utils.inference.compiled import CompiledTransforms, cache_folder, check_ready
+    from utils.inference.compiled import CompiledTransforms, check_ready
 
     check_ready(cache_folder())
     return options | {"compiled": CompiledTransforms(cache_folder())}
