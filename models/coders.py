@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from utils.entropy_coding.rans import Decoder, Encoder, Tables
 
 
+BOUND = 2**30  # symbols are smaller: they fit 31 bits
+
+
 class EstimatingCoder:
     """Keeps what training and rate estimation need: likelihoods, means and scales of every slice."""
 
@@ -61,7 +64,7 @@ class EncodingCoder:
     def __call__(self, y: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
         rounded = torch.round(y - mean)
         put_symbols(self.encoders, self.checks, rounded, self.gaussian.build_indexes(scale), self.gaussian.tables())
-        return rounded + mean
+        return mean + rounded  # in this order, a sum has the layout of the mean, as the decoder's has
 
 
 class DecodingCoder:
@@ -73,7 +76,7 @@ class DecodingCoder:
     def __call__(self, y: None, mean: Tensor, scale: Tensor) -> Tensor:
         indexes = self.gaussian.build_indexes(scale)
         symbols = get_symbols(self.decoders, self.checks, indexes, self.gaussian.tables())
-        return symbols.to(mean) + mean
+        return mean + symbols.to(mean.dtype)
 
 
 def put_symbols(
@@ -83,22 +86,22 @@ def put_symbols(
 
     Raises ValueError where a value is no number or does not fit 31 bits, which only broken weights produce.
     """
-    if not bool((values.abs() < 2**30).all()):
+    symbols = values.nan_to_num(nan=BOUND).clamp_(-BOUND, BOUND).to(torch.int32)
+    symbols, rows = to_host(symbols, indexes)
+    if np.abs(symbols).max(initial=0) == BOUND:  # found here, as a GPU would have to be waited for once more
         raise ValueError("the latent is not finite or too large to code: are these the right weights?")
-    symbols, rows = values.to("cpu", torch.int32).numpy(), indexes.cpu().numpy()
     for encoder, check, image, row in zip(encoders, checks, symbols, rows):
         encoder.put(image.ravel(), row.ravel(), tables)
         check.add(image)
 
 
 def get_symbols(decoders: list[Decoder], checks: list[SymbolCheck], indexes: Tensor, tables: Tables) -> Tensor:
-    """Symbols (B, C, h, w) int32 on the CPU, from one decoder an image, under `indexes` (B, C, h, w)."""
-    images = []
-    for decoder, check, row in zip(decoders, checks, indexes.cpu().numpy()):
-        symbols = decoder.get(row.ravel(), tables)
-        check.add(symbols)
-        images.append(torch.from_numpy(symbols).reshape(row.shape))
-    return torch.stack(images)
+    """Symbols like `indexes` (B, C, h, w), int32 on the same device, from one decoder an image."""
+    (rows,) = to_host(indexes)
+    symbols = np.stack([decoder.get(row.ravel(), tables).reshape(row.shape) for decoder, row in zip(decoders, rows)])
+    for check, image in zip(checks, symbols):
+        check.add(image)
+    return to_device(symbols, indexes.device)
 
 
 def encode_under(prior: EntropyBottleneck, z: Tensor, encoders: list[Encoder], checks: list[SymbolCheck]) -> Tensor:
@@ -121,3 +124,45 @@ def decode_under(
 def channels_of(shape: Sequence[int]) -> Tensor:
     """The table of each symbol of z is its channel: (B, C, h, w)."""
     return torch.arange(shape[1], dtype=torch.int32)[None, :, None, None].expand(*shape)
+
+
+# ---- between a GPU and the processor: one transfer for each call, through memory that is not paged ------------------
+
+
+def to_host(*tensors: Tensor) -> list[np.ndarray]:
+    """The tensors as arrays; what lies on a GPU comes over as one row of bytes, the widest types first."""
+    away = [tensor for tensor in tensors if is_away(tensor)]
+    if not away:
+        return [array_of(tensor) for tensor in tensors]
+    together = torch.cat([tensor.contiguous().view(-1).view(torch.uint8) for tensor in away])
+    host = pinned(together)
+    host.copy_(together)
+    parts = iter(host.split([tensor.nbytes for tensor in away]))
+    return [
+        array_of(next(parts).view(tensor.dtype).view(tensor.shape) if is_away(tensor) else tensor) for tensor in tensors
+    ]
+
+
+def is_away(tensor: Tensor) -> bool:
+    """Whether the processor cannot read it."""
+    return tensor.device.type != "cpu"
+
+
+def to_device(symbols: np.ndarray, device: torch.device) -> Tensor:
+    """The symbols on `device`; a GPU need not have finished copying them."""
+    tensor = torch.from_numpy(symbols)
+    if device.type == "cpu":
+        return tensor
+    host = pinned(tensor)
+    host.copy_(tensor)
+    return host.to(device, non_blocking=True)
+
+
+def pinned(like: Tensor) -> Tensor:
+    """Memory of the processor, like a tensor, that a GPU reads and writes by itself."""
+    return torch.empty(like.shape, dtype=like.dtype, pin_memory=True)
+
+
+def array_of(tensor: Tensor) -> np.ndarray:
+    """The same memory as an array."""
+    return tensor.numpy()

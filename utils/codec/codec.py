@@ -122,9 +122,9 @@ class Codec(Engine):
         stream, threads, way = self.open(data), torch.get_num_threads(), products.another_way()
         torch.set_num_threads(1 if threads > 1 else 2)
         try:
-            with explained(stream), products.choice.fixed(way), without_onednn():
-                with self.bounded(stream.height, stream.width, stream.arithmetic):
-                    self.symbols(stream)
+            bounded = self.bounded(stream.height, stream.width, stream.arithmetic)
+            with explained(stream), products.choice.fixed(way), without_onednn(), bounded:
+                self.symbols(stream)
         finally:
             torch.set_num_threads(threads)
 

@@ -6,7 +6,8 @@ log.jsonl holds one object a line, told apart by "event":
     train         means over the steps since the last line: loss, distortion (MSE or 1 - MS-SSIM, as --type says), mse,
                   bpp_y, bpp_z, bpp_slices, psnr (dB, of the mean MSE), aux, gradient_norm, bound (share of scales at
                   the lower bound), rate (learning rate), images_per_s, waiting (share of the time in which the step
-                  waited for data), processor_s (of this process, since the last line), gpu_gib, not_finite and passed_over (totals of skipped steps and undecodable images)
+                  waited for data), processor_s (of this process, since the last line), gpu_gib, not_finite and
+                  passed_over (totals of skipped steps and undecodable images)
     validation    loss, bpp, psnr, ... of whole images, see utils/training/validation.py
     checkpoint    file, seconds
 """

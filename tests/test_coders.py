@@ -1,0 +1,51 @@
+"""Symbols on their way between the model's device and the entropy coder."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from models import coders
+from models.coders import BOUND, SymbolCheck, get_symbols, put_symbols, to_host
+from tests.toys import toy_model
+from utils.entropy_coding.rans import Decoder, Encoder
+
+
+@pytest.fixture(params=[False, True], ids=["here", "away"])
+def away(request, monkeypatch):
+    """Whether tensors are taken for ones of a GPU, which come over in one row of bytes."""
+    monkeypatch.setattr(coders, "is_away", lambda tensor: request.param)
+    monkeypatch.setattr(coders, "pinned", torch.empty_like)
+
+
+def test_arrays_are_what_tensors_were(away):
+    symbols = torch.arange(-30, 30, dtype=torch.int32).reshape(2, 3, 5, 2).permute(0, 2, 3, 1)
+    indexes = torch.randint(64, (2, 5, 2, 3), dtype=torch.uint8)
+    for tensors in ((symbols, indexes), (symbols,), (indexes,)):
+        arrays = to_host(*tensors)
+        assert all(np.array_equal(a, t.numpy()) and a.dtype == t.numpy().dtype for a, t in zip(arrays, tensors))
+
+
+def test_symbols_come_back(away):
+    tables = toy_model("dcae").gaussian_conditional.tables()
+    values = torch.tensor([[0.0, -1, 5, BOUND - 64], [-3000, 2, -0.0, -(BOUND - 64)]]).reshape(2, 1, 2, 2)
+    indexes = torch.tensor([0, 1, 63, 5, 30, 2, 0, 0], dtype=torch.uint8).reshape(2, 1, 2, 2)
+    encoders, checks = [Encoder(), Encoder()], [SymbolCheck(), SymbolCheck()]
+    put_symbols(encoders, checks, values, indexes, tables)
+    decoders, again = [Decoder(encoder.finish()) for encoder in encoders], [SymbolCheck(), SymbolCheck()]
+    symbols = get_symbols(decoders, again, indexes, tables)
+    assert symbols.dtype is torch.int32 and torch.equal(symbols.float(), values)
+    assert [check.value for check in again] == [check.value for check in checks]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, BOUND, -BOUND, 1e30, -1e30])
+def test_what_is_no_symbol_is_refused(value, dtype, away):
+    values, encoder = torch.zeros(1, 1, 2, 2, dtype=dtype), Encoder()
+    values[0, 0, 1, 0] = value
+    with pytest.raises(ValueError, match="not finite or too large"):
+        put_symbols([encoder], [SymbolCheck()], values, torch.zeros(1, 1, 2, 2, dtype=torch.uint8), None)
+    assert math.isnan(value) == bool(values.isnan().any())  # left as it was
