@@ -19,6 +19,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from models import coders
 from models.base import SliceCompressionModel
 from tests.toys import TOYS, toy_model
+from utils.inference.engine import Engine
+from utils.inference.rows import stripes_of
 
 GPU = {"device": "cuda"}
 SIZE = (128, 128)
@@ -113,14 +115,17 @@ def test_transfers_of_coding(kind, arithmetic, pinned):
     model, x, quality = toy_on_gpu(kind)
     calls, side_information = calls_of_coder(model), 2 if hasattr(model, "tokens") else 1  # z, or z and tokens
     assert calls <= 2 * model.slices
-    with Transfers(pinned) as encoding:
-        coded = model.compress(x, quality, arithmetic)
+    engine = Engine(model)
+    engine.path(arithmetic)  # its constants are copied once
+    with torch.no_grad(), stripes_of(None), Transfers(pinned) as encoding:
+        coded = engine.quick.compress_latent(engine.quick.to_latent(x, quality), engine.path(arithmetic))
     assert coded["y_hat"].device.type == "cuda"
     assert [transfer.pinned for transfer in encoding.to("cpu")] == [True] * (calls + side_information)
     assert encoding.to("cuda") == [Transfer("cuda", False, 1)] * model.variable_rate
-    with Transfers(pinned) as decoding:
-        back = model.decompress(coded["strings"], coded["shape"], SIZE, quality, arithmetic)
-    assert back["x_hat"].device.type == "cuda" and back["x_hat"].shape == x.shape
+    with torch.no_grad(), stripes_of(None), Transfers(pinned) as decoding:
+        y_hat, _ = engine.quick.decompress_latent(coded["strings"], coded["shape"], engine.path(arithmetic))
+        back = engine.image(y_hat, SIZE, quality)
+    assert back.device.type == "cuda" and back.shape == x.shape
     assert [transfer.pinned for transfer in decoding.to("cpu")] == [True] * calls
     back_again = [transfer.pinned for transfer in decoding.to("cuda")]
     assert back_again == [False] * side_information + [True] * calls + [False] * model.variable_rate

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from models.base import SliceCompressionModel
 from utils.inference.rows import StripedExactConvolution
+from utils.inference.swin import FastGatedUnit
 
 MATRICES = (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)
 
@@ -25,6 +26,9 @@ def in_bfloat16(quick: SliceCompressionModel) -> None:
             if isinstance(layer, MATRICES) and not isinstance(layer, StripedExactConvolution):
                 for key, parameter in layer.named_parameters(recurse=False):
                     setattr(layer, key, nn.Parameter(parameter.detach().bfloat16(), requires_grad=False))
+        for unit in getattr(quick, name).modules():
+            if isinstance(unit, FastGatedUnit):
+                unit.prepare()
     quick.analysis, quick.synthesis = (partial(in_autocast, way) for way in (quick.analysis, quick.synthesis))
 
 

@@ -16,7 +16,7 @@ from models.layers.dictionary import (
     MultiScaleAggregation,
     SpatialAttention,
 )
-from utils.inference.rows import Border, Striped, StripedLayer, by_rows, inside, own, to_map, tokens_of
+from utils.inference.rows import Border, ProductLinear, Striped, StripedLayer, by_rows, inside, own, to_map, tokens_of
 from utils.inference.swin import FastGatedUnit, add_scaled
 
 NONE = type(None)
@@ -91,8 +91,9 @@ class FastCrossAttention(Striped, DictionaryCrossAttention):
 
     plain = DictionaryCrossAttention
     parts = {
-        "x_trans": nn.Linear, "ln_scale": (nn.LayerNorm, NONE), "lnx": nn.LayerNorm, "q_trans": nn.Linear,
-        "dict_ln": nn.LayerNorm, "k": nn.Linear, "linear": nn.Linear, "ln_mlp": nn.LayerNorm, "mlp": FastGatedUnit,
+        "x_trans": ProductLinear, "ln_scale": (nn.LayerNorm, NONE), "lnx": nn.LayerNorm, "q_trans": ProductLinear,
+        "dict_ln": nn.LayerNorm, "k": ProductLinear, "linear": ProductLinear, "ln_mlp": nn.LayerNorm,
+        "mlp": FastGatedUnit,
         "res_scale_1": (ResidualScale, NONE), "res_scale_2": ResidualScale, "res_scale_3": ResidualScale,
     }  # fmt: skip
 
@@ -109,7 +110,7 @@ class FastCrossAttention(Striped, DictionaryCrossAttention):
     def fits(cls, module: DictionaryCrossAttention) -> bool:
         """Where the answer is made of single tokens."""
         out = module.output_trans
-        return super().fits(module) and type(out) is nn.Sequential and [type(layer) for layer in out] == [nn.Linear]
+        return super().fits(module) and type(out) is nn.Sequential and [type(layer) for layer in out] == [ProductLinear]
 
     def forward(self, x: Tensor, dictionary: Tensor) -> Tensor:
         """(B, in_channels, H, W), dictionary ((B,) n, width) -> (B, out_channels, H, W)."""

@@ -20,6 +20,7 @@ from models import STRIDE_Y
 from models.base import SliceCompressionModel
 from utils.cli import UserError
 from utils.data.padding import crop_centred, padded_size
+from utils.inference import products
 from utils.inference.bfloat16 import in_bfloat16
 from utils.inference.compiled import CompiledTransforms
 from utils.inference.fast import fast, uncut
@@ -53,6 +54,8 @@ class Engine:
         self._making = RLock()  # of threads that work with one model, one makes a copy and the others wait
         if max_memory is not None:
             check_cut(self.quick, model.model_name)
+        if self.device.type == "cpu":
+            products.prepare(torch.float32, torch.float64)
         if precision == "bf16":
             in_bfloat16(self.quick)
         if compiled is not None:

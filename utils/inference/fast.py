@@ -20,12 +20,18 @@ from torch import nn
 from models.base import SliceCompressionModel
 from utils.inference.blocks import FastBottleneck, FastDown, FastUp
 from utils.inference.dictionary import FastAggregation, FastCrossAttention, FastDenseScales, FastEfficientConvolution
-from utils.inference.rows import Striped, StripedConvolution, StripedDeconvolution, StripedExactConvolution
+from utils.inference.rows import (
+    ProductLinear,
+    Striped,
+    StripedConvolution,
+    StripedDeconvolution,
+    StripedExactConvolution,
+)
 from utils.inference.slices import share_first_layers
 from utils.inference.swin import FastGatedUnit, FastPlainSwinBlock, FastSwinLayer, FastSwinStage, FastWindowAttention
 
 BLOCKS: tuple[type[Striped], ...] = (
-    FastBottleneck, FastDown, FastUp, FastWindowAttention, FastGatedUnit, FastSwinLayer, FastSwinStage,
+    ProductLinear, FastBottleneck, FastDown, FastUp, FastWindowAttention, FastGatedUnit, FastSwinLayer, FastSwinStage,
     FastPlainSwinBlock, FastEfficientConvolution, FastDenseScales, FastAggregation, FastCrossAttention,
 )  # fmt: skip
 CONVOLUTIONS: tuple[type[Striped], ...] = (StripedConvolution, StripedExactConvolution, StripedDeconvolution)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from models.base import SliceCompressionModel
 from models.layers.convolution import ExactConvolution
-from utils.inference import winograd
+from utils.inference import products, winograd
 from utils.inference.fast import CONVOLUTIONS, quicken
 from utils.inference.rows import Border, Striped, StripedConvolution, to_map, tokens_of
 from utils.inference.slices import share_first_layers
@@ -57,17 +57,24 @@ class MatrixConvolution(StripedConvolution):
         return super().fits(module) and same_size and all(k % 2 for k in kernel) and mixed
 
     def prepare(self) -> None:
-        """Keep the weight as taps (r * s, in, out) only."""
+        """Keep the weight as taps (r * s, in, out) only, where it has several."""
+        if self.pointwise:
+            return
         taps = rearrange(self.weight, "o i r s -> (r s) i o").contiguous()
         self.weight = nn.Parameter(taps, requires_grad=False)
 
+    @property
+    def pointwise(self) -> bool:
+        """Whether it is one matrix product."""
+        return self.kernel_size == (1, 1) and self.groups == 1
+
     def convolve(self, rows: Tensor, border: Border, kernels: Tensor | None = None) -> Tensor:
         """As in StripedLayer."""
-        if self.kernel_size == (1, 1) and self.groups == 1:
-            return F.linear(rows, self.weight[0].T, self.bias)
+        if self.pointwise:
+            return products.linear(rows, self.weight, self.bias)
         if self.tiled:
             kernels = winograd.transform_kernels(self.weight) if kernels is None else kernels
-            return winograd.Tiles(rows, border).convolve(kernels, self.bias)
+            return winograd.Tiles(rows, border).convolve(kernels, self.bias, kernels is self.weight)
         return self._depthwise(rows, border) if self.groups > 1 else self._dense(rows, border)
 
     def _dense(self, x: Tensor, border: Border) -> Tensor:

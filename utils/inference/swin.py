@@ -20,7 +20,8 @@ from models.layers.attention import (
     attention,
 )
 from models.tcm import PlainSwinBlock
-from utils.inference.rows import Border, Striped, StripedLayer, by_rows, inside, own, to_map, tokens_of
+from utils.inference import products
+from utils.inference.rows import Border, ProductLinear, Striped, StripedLayer, by_rows, inside, own, to_map, tokens_of
 
 Biases = tuple[Tensor, Tensor]  # what is added to the logits of a row's windows, and to those of its last window
 
@@ -29,7 +30,7 @@ class FastWindowAttention(Striped, WindowAttention):
     """Rows of windows are a stripe; shifted ones start `shift` rows further down, so that nothing is rolled there."""
 
     plain = WindowAttention
-    parts = {"embedding_layer": nn.Linear, "linear": nn.Linear}
+    parts = {"embedding_layer": ProductLinear, "linear": ProductLinear}
 
     def forward(self, x: Tensor) -> Tensor:
         """Tokens (B, H, W, C) -> (B, H, W, C)."""
@@ -94,17 +95,21 @@ class FastGatedUnit(Striped, ConvolutionalGLU):
     """The hidden widths exist for one stripe only; gates and values are two products, as only gates need a border."""
 
     plain = ConvolutionalGLU
-    parts = {"fc1": nn.Linear, "dwconv": DepthwiseConvolution, "dwconv.dwconv": StripedLayer, "fc2": nn.Linear}
+    parts = {"fc1": ProductLinear, "dwconv": DepthwiseConvolution, "dwconv.dwconv": StripedLayer, "fc2": ProductLinear}
 
     def forward(self, x: Tensor) -> Tensor:
         """Tokens (B, H, W, C) -> (B, H, W, C)."""
         return by_rows(self.feed, x, halo=1)
 
+    def prepare(self) -> None:
+        """The halves of fc1, as views of its tensors."""
+        self.halves = list(zip(self.fc1.weight.detach().chunk(2), self.fc1.bias.detach().chunk(2)))
+
     def feed(self, x: Tensor, border: Border) -> Tensor:
         """A stripe (B, r, W, C) with a row more above and below, where the map has them -> the stripe."""
-        (gate, value), (gate_bias, value_bias) = self.fc1.weight.chunk(2), self.fc1.bias.chunk(2)
-        gates = F.gelu(self.dwconv.dwconv.convolve(F.linear(x, gate, gate_bias), border))
-        return self.fc2(gates * F.linear(inside(x, 1, border), value, value_bias))
+        gate, value = self.halves
+        gates = F.gelu(self.dwconv.dwconv.convolve(products.linear(x, *gate), border))
+        return self.fc2(gates * products.linear(inside(x, 1, border), *value))
 
 
 class FastSwinLayer(Striped, ScaledSwinLayer):
@@ -171,7 +176,7 @@ class FastPlainSwinBlock(Striped, PlainSwinBlock):
     def fits(cls, module: PlainSwinBlock) -> bool:
         """Where the MLP is one of single tokens."""
         kinds = [type(layer) for layer in module.mlp] if type(module.mlp) is nn.Sequential else []
-        return kinds == [nn.Linear, nn.GELU, nn.Linear] and super().fits(module)
+        return kinds == [ProductLinear, nn.GELU, ProductLinear] and super().fits(module)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from utils.inference import products
 from utils.inference.threads import flat, in_threads
 
 KERNEL, RESULT = 3, 4  # sides of kernel and result
@@ -42,16 +43,19 @@ class Tiles:
         arrays = flat(x), *size, border[0], CONSTANTS[x.dtype], flat(self.values)
         in_threads(cut_tiles, self.batch * self.down, self.values.numel(), *arrays)
 
-    def convolve(self, kernels: Tensor, bias: Tensor | None = None) -> Tensor:
-        """(36, C, out) as `transform_kernels` gives them, bias (out,) -> (B, r + border - 2, W, out)."""
+    def convolve(self, kernels: Tensor, bias: Tensor | None = None, constant: bool = False) -> Tensor:
+        """(36, C, out) as `transform_kernels` gives them, bias (out,) -> (B, r + border - 2, W, out).
+
+        constant: whether the tensor `kernels` is kept, so that packing it pays.
+        """
         from utils.inference.loops import join_tiles
 
-        products, channels = torch.bmm(self.values, kernels), kernels.shape[-1]
-        bias = products.new_zeros(channels) if bias is None else bias
-        out = products.new_empty(self.batch, self.rows, self.width, channels)
+        results, channels = products.batched(self.values, kernels, constant), kernels.shape[-1]
+        bias = results.new_zeros(channels) if bias is None else bias
+        out = results.new_empty(self.batch, self.rows, self.width, channels)
         size = self.down, self.rows, self.width, channels
-        arrays = flat(products), flat(bias), *size, CONSTANTS[out.dtype], flat(out)
-        in_threads(join_tiles, self.batch * self.down, products.numel(), *arrays)
+        arrays = flat(results), flat(bias), *size, CONSTANTS[out.dtype], flat(out)
+        in_threads(join_tiles, self.batch * self.down, results.numel(), *arrays)
         return out
 
 
