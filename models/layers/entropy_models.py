@@ -85,7 +85,16 @@ class EntropyBottleneck(EntropyModel, compressai.entropy_models.EntropyBottlenec
     and upper tail, learned by `loss()` alone.
     """
 
-    batch_dim = -1  # CompressAI quantises (C, 1, B * h * w)
+    batch_dim = -1  # of (C, 1, B * h * w)
+
+    def forward(self, z: Tensor, training: bool | None = None) -> tuple[Tensor, Tensor]:
+        """z (B, C, h, w) -> (noisy or rounded z, likelihoods); CompressAI's permutation would wait for a GPU."""
+        noisy = self.training if training is None else training
+        values = z.transpose(0, 1).flatten(1).unsqueeze(1)
+        outputs = self.quantize(values, "noise" if noisy else "dequantize", self._get_medians().detach())
+        likelihoods = self.likelihood_lower_bound(self._likelihood(outputs)[0])
+        shape = z.shape[1], z.shape[0], *z.shape[2:]
+        return outputs.reshape(shape).transpose(0, 1), likelihoods.reshape(shape).transpose(0, 1)
 
     def estimate(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """z (B, C, h, w), out of autocast -> z_hat rounded straight-through, and likelihoods; both (B, C, h, w)."""

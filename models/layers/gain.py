@@ -35,10 +35,13 @@ def qualities(quality: Tensor | float | None, batch: int, variable_rate: bool) -
         return None
     if quality is None:
         raise ValueError("a variable-rate model needs a quality from 1 to 100")
-    values = torch.as_tensor(quality, dtype=torch.float32)
-    if values.device.type == "cpu" and not bool(((values >= QUALITY_MIN) & (values <= QUALITY_MAX)).all()):
+    if not isinstance(quality, Tensor):
+        known = [quality]
+    else:
+        known = quality.reshape(-1).tolist() if quality.device.type == "cpu" else []
+    if not all(map(is_quality, known)):
         raise ValueError(f"quality {quality} is outside 1..100")
-    return values.expand(batch)
+    return torch.as_tensor(quality, dtype=torch.float32).expand(batch)
 
 
 def lambda_of_quality(quality: Tensor | float, lambda_range: Sequence[float] = LAMBDA_RANGE) -> Tensor:

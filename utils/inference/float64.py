@@ -32,7 +32,7 @@ def portable(model: SliceCompressionModel) -> SliceCompressionModel:
     on_cpu = next(path.parameters()).device.type == "cpu"
     quicken(path, [*(MATRICES if on_cpu else ()), *CONVOLUTIONS])
     share_first_layers(path)
-    tiled = [layer for layer in path.modules() if getattr(layer, "tiled", False)]
+    tiled = [layer for layer in path.modules() if isinstance(layer, MATRICES) and layer.tiled]
     if sum(winograd.size_of_kernels(layer.weight) for layer in tiled) <= KEPT_KERNELS:
         for layer in tiled:
             layer.weight = nn.Parameter(winograd.transform_kernels(layer.weight), requires_grad=False)
