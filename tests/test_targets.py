@@ -73,7 +73,7 @@ def test_files_on_target_are_what_compress_writes_at_their_quality():
     x = quantise_8_bit(toy_image(96, 160))
     sizes = [len(Codec(model).compress(x, quality)) for quality in (QUALITY_MIN, QUALITY_MAX)]
     wanted = sum(sizes) // 2
-    trial = compress_to_target(model, x, Target("size", wanted))
+    trial = compress_to_target(Codec(model), x, Target("size", wanted))
     assert 0.97 * wanted <= len(trial.data) <= wanted  # a toy's files are so small that a step of quality shows
     assert trial.data == Codec(model).compress(x, trial.quality)
 
@@ -82,7 +82,7 @@ def test_the_psnr_reached_is_that_of_the_decoded_file():
     model = graded_model()
     x = quantise_8_bit(toy_image(96, 160))
     ends = [psnr(quantise_8_bit(Codec(model).decompress(Codec(model).compress(x, q))), x) for q in (1.0, 100.0)]
-    trial = compress_to_target(model, x, Target("psnr", min(ends)))
+    trial = compress_to_target(Codec(model), x, Target("psnr", min(ends)))
     assert trial.reached == pytest.approx(psnr(quantise_8_bit(Codec(model).decompress(trial.data)), x), abs=1e-6)
 
 
