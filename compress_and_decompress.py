@@ -5,10 +5,16 @@
     torchrun --nproc_per_node=4 compress_and_decompress.py ...             # processes share the files of a folder
 
 photo.jpg becomes photo.bin, or photo.jpg.bin where another image of the folder is called photo too; photo.bin becomes
-photo.png. The format is described in docs/bitstream.md. Leaves with status 2 if any file failed.
+photo.png. Of one file, --save_path may name the file to write: a.bin, a.png. The format is described in
+docs/bitstream.md. Leaves with status 2 if any file failed.
 """
 
 from __future__ import annotations
+
+if __name__ == "__main__":
+    from utils.cli import speak_while_loading
+
+    speak_while_loading()
 
 import argparse
 import json
@@ -16,15 +22,16 @@ import sys
 import time
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from models import build_model, default_config, load_model
+from models import build_model, default_config
 from models.layers.gain import DEFAULT_QUALITY, is_quality
 from utils.cli import UserError, run_program
 from utils.codec.bitstream import BitstreamError, unpack
-from utils.codec.checkpoint import DEFAULT_CHECKPOINT
+from utils.codec.checkpoint import DEFAULT_CHECKPOINT, load_model
 from utils.codec.environment import foreign_environment
 from utils.codec.flags import parse_arguments
 from utils.codec.folders import (
@@ -34,12 +41,13 @@ from utils.codec.folders import (
     find_files,
     format_summary,
     gather,
+    kept,
     process_share,
     run_jobs,
     summarise,
 )
 from utils.codec.targets import compress_to_target
-from utils.data.images import find_images, read_image, to_tensor, to_uint8, write_png
+from utils.data.images import SUFFIXES, comment_of, find_images, read_image, to_tensor, to_uint8, write_png
 from utils.data.reconstructions import output_names
 from utils.devices import choose_device
 from utils.files import atomic_write, require_writable
@@ -49,6 +57,7 @@ if TYPE_CHECKING:
     from models.base import SliceCompressionModel
     from utils.codec.codec import Codec
 
+DECODED = "decoded from a .bin file"  # what is written into every PNG, to tell it from an original
 Coded = tuple[Any, Outcome]  # what is written to a file, and what is said about it
 
 
@@ -94,9 +103,37 @@ def plan(args: argparse.Namespace) -> list[Job]:
     """What is read and written, with the folder structure kept."""
     compressing = args.mode == "compress"
     sources = find_images(args.data, args.recursive) if compressing else find_files(args.data, ".bin", args.recursive)
+    single = one_file(args, ".bin" if compressing else ".png")
+    if single:
+        return [Job(sources[0].name, sources[0], single)]
     names = [source.relative_to(args.data if args.data.is_dir() else args.data.parent) for source in sources]
     targets = output_names(names, ".bin" if compressing else ".png")
     return [Job(str(name), source, args.save_path / target) for name, source, target in zip(names, sources, targets)]
+
+
+def one_file(args: argparse.Namespace, suffix: str) -> Path | None:
+    """The file that --save_path names for the one file of --data; None where it names a folder.
+
+    Raises UserError for a name of another kind of file than is written.
+    """
+    path = args.save_path
+    if args.data.is_dir() or path.is_dir() or path.suffix.lower() not in (".bin", *SUFFIXES):
+        return None
+    if path.suffix.lower() != suffix:
+        raise UserError(f"--save_path {path}: --mode {args.mode} writes {suffix}; name such a file, or a folder")
+    return path
+
+
+def refuse_overwriting(jobs: Sequence[Job], mode: str) -> None:
+    """Raise UserError where --overwrite would replace what is to be read, or an image that no .bin file gave."""
+    sources = {job.source.resolve() for job in jobs}
+    for job in jobs:
+        foreign = mode == "decompress" and job.target.exists() and comment_of(job.target) != DECODED
+        if foreign or job.target.resolve() in sources:
+            raise UserError(
+                f"--overwrite: {job.target} may be an original, it was not written by --mode {mode};"
+                " choose another --save_path, or move it away"
+            )
 
 
 def compress(job: Job, content: tuple, codec: Codec, args: argparse.Namespace, said: set) -> Coded:
@@ -115,10 +152,12 @@ def compress(job: Job, content: tuple, codec: Codec, args: argparse.Namespace, s
         data = codec.compress(x, quality)
     milliseconds = 1000 * (time.perf_counter() - start)
     coded = data, Outcome(job.name, "done", pixels.shape[0] * pixels.shape[1], len(data), milliseconds, quality)
-    if args.verify:
-        write_bytes(job, coded)
+    if not args.verify:
+        return coded
+    outcome = write_bytes(job, coded, args.overwrite)
+    if outcome.status == "done":
         verify(job, codec)
-    return coded
+    return data, outcome
 
 
 def verify(job: Job, codec: Codec) -> None:
@@ -129,10 +168,13 @@ def verify(job: Job, codec: Codec) -> None:
         raise UserError(f"{job.target}: written, but --verify failed: {error}") from error
 
 
-def write_bytes(job: Job, coded: Coded) -> Outcome:
-    """A coded image to its file."""
-    with atomic_write(job.target) as file:
-        file.write(coded[0])
+def write_bytes(job: Job, coded: Coded, overwrite: bool) -> Outcome:
+    """A coded image to its file; one that another program has written by now is kept."""
+    try:
+        with atomic_write(job.target, overwrite) as file:
+            file.write(coded[0])
+    except FileExistsError:
+        return kept(job)
     return coded[1]
 
 
@@ -156,9 +198,12 @@ def decompress(job: Job, data: bytes, codec: Codec, args: argparse.Namespace, sa
     return pixels, Outcome(job.name, "done", pixels.shape[0] * pixels.shape[1], len(data), milliseconds)
 
 
-def write_image(job: Job, decoded: Coded) -> Outcome:
-    """Pixels to their PNG."""
-    write_png(job.target, decoded[0])
+def write_image(job: Job, decoded: Coded, overwrite: bool) -> Outcome:
+    """Pixels to their PNG; one that another program has written by now is kept."""
+    try:
+        write_png(job.target, decoded[0], overwrite, DECODED)
+    except FileExistsError:
+        return kept(job)
     return decoded[1]
 
 
@@ -178,7 +223,9 @@ def main(argv: Sequence[str]) -> int:
         torch.set_num_threads(args.threads)
     args.threads = torch.get_num_threads()
     jobs = plan(args)
-    require_writable(args.save_path / "x", "--save_path")
+    if args.overwrite:
+        refuse_overwriting(jobs, args.mode)
+    require_writable(jobs[0].target, "--save_path")
     device = choose_device(args.device, args.cuda)
     if device == torch.device("cuda") and process_share()[1] > 1:
         device = torch.device("cuda", process_share()[0] % torch.cuda.device_count())
@@ -188,11 +235,18 @@ def main(argv: Sequence[str]) -> int:
         if args.target and not model.variable_rate:
             raise UserError(f"--target-{args.target.kind}: this model has one quality; use a variable-rate model")
     known = {"codec": make_codec(args, model, device), "args": args, "said": set()}
+    writing = {"overwrite": args.overwrite}
     if args.mode == "compress":
-        write = (lambda job, coded: coded[1]) if args.verify else write_bytes  # to verify, `compress` wrote it
+        write = (
+            (lambda job, coded: coded[1]) if args.verify else partial(write_bytes, **writing)
+        )  # to verify, `compress` wrote it
         stages = Stages(lambda job: read_image(job.source), partial(compress, **known), write)
     else:
-        stages = Stages(lambda job: job.source.read_bytes(), partial(decompress, **known), write_image)
+        stages = Stages(
+            lambda job: job.source.read_bytes(),
+            partial(decompress, **known),
+            partial(write_image, **writing),
+        )
     outcomes = gather(run_jobs(jobs, stages, args.overwrite, args.mode, args.jobs))
     if outcomes is None:
         return 0

@@ -12,6 +12,11 @@ utils/evaluation/report.py). Leaves with status 2 if anything could not be evalu
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from utils.cli import speak_while_loading
+
+    speak_while_loading()
+
 import argparse
 from collections.abc import Sequence
 from pathlib import Path

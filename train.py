@@ -6,17 +6,24 @@
     python train.py -d photos --checkpoint runs/a/best.pt --type ms-ssim            # fine-tune
     torchrun --nproc_per_node=4 train.py -d photos --cuda                           # batch size is per process
 
---save_path gets latest.pt, best.pt, log.jsonl (see utils/training/log.py) and tensorboard/.
+--save_path gets latest.pt, best.pt, log.jsonl (see utils/training/log.py) and tensorboard/. One run at a time owns it.
 """
 
 from __future__ import annotations
+
+if __name__ == "__main__":
+    from utils.cli import speak_while_loading
+
+    speak_while_loading()
 
 import argparse
 import math
 import shlex
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,11 +40,12 @@ from utils.training.flags import check_flags, parse_arguments, settings
 from utils.training.log import Interval, TrainLog, format_line, gpu_memory
 from utils.training.optimization import Average, Schedule, freeze_all_but_decoder, make_optimizers, quantiles_of
 from utils.training.pca_start import start_as_pca
-from utils.training.run_state import RunState
-from utils.training.start import BEST, LATEST, Start, find_start
+from utils.training.run_folder import owned
+from utils.training.run_state import RunState, images_seen
+from utils.training.start import BEST, LATEST, Start, changes, find_start
 from utils.training.step import Recipe, train_step
 from utils.training.stopping import StopRequest, stop_requests
-from utils.training.validation import format_validation, lambdas_to_validate, validate
+from utils.training.validation import describe_left_out, format_validation, lambdas_to_validate, validate
 
 START_CROPS = 256  # for --start pca
 SHOWN_IMAGES = 3  # reconstructions that TensorBoard gets
@@ -46,25 +54,26 @@ SHOWN_IMAGES = 3  # reconstructions that TensorBoard gets
 def main(argv: Sequence[str]) -> None:
     """One run, from where the flags let it start to its last step or to a signal."""
     args = parse_arguments(argv)
-    with stop_requests() as stop, joined_processes(args.cuda) as processes:
+    with stop_requests() as stop, joined_processes(args.cuda) as processes, ExitStack() as held:
         alike(processes, lambda: check_flags(args))
         device = own_device(args.cuda)
         folder = alike(processes, lambda: folder_of(args))
+        alike(processes, lambda: held.enter_context(owned(folder)) if folder and processes.first else None)
         torch.manual_seed(args.seed)  # the same on all processes: their weights are equal and they share their noise
         survey = on_first(processes, lambda: survey_images(args))
-        plan_steps(args, survey, processes)
         start = alike(processes, lambda: find_start(args, folder))
+        course = plan_steps(args, survey, processes, start)
         alike(processes, lambda: check_patch(args, start))
         if args.start == "pca" and not start.state:
             alike(processes, lambda: start_as_pca(start.model, start_images(args, survey), args.weight))
         if folder and processes.first:
             remove_unfinished(folder)
-        state = make_state(args, start, survey, device, processes)
+        state = make_state(args, start, course, survey, device, processes)
         where = folder if processes.first else None
         log = TrainLog(where, processes.first, state.step, args.max_steps, args.tensorboard, state.validated)
         introduce(log, args, start, survey, state, device, processes)
         network = prepare_network(args, state.model, processes, device)
-        batches = open_batches(args, survey, state.step, device, processes)
+        batches = open_batches(args, survey, state, device, processes)
         stopped = run(args, state, network, batches, survey, log, stop, device, processes, folder)
         log.say(farewell(state, stop if stopped else None, folder, argv, processes))
         log.close()
@@ -94,16 +103,29 @@ def start_images(args: argparse.Namespace, survey: Survey) -> torch.Tensor:
     return torch.stack([crops[i][0] for i in range(START_CROPS)]).permute(0, 3, 1, 2).float() / 255
 
 
-def plan_steps(args: argparse.Namespace, survey: Survey, processes: Processes) -> None:
-    """Turn epochs into steps: max_steps, val_every and milestones."""
-    epoch = len(survey.images.paths) / (args.batch_size * args.accumulate * processes.count)
-    args.max_steps = args.max_steps or math.ceil(args.epochs * epoch)
-    args.val_every = math.ceil(epoch) if args.val_every is None else args.val_every
-    args.milestones = [round(e * epoch) for e in args.lr_epoch] if args.lr_epoch else [round(0.8 * args.max_steps)]
+def plan_steps(args: argparse.Namespace, survey: Survey, processes: Processes, start: Start) -> float:
+    """Turn epochs into steps: max_steps, val_every and milestones; returns how many the whole run is.
+
+    Its progress is the images seen. Where steps had another size before, `milestones` and the result are in steps of
+    the present size, and max_steps is what the counter of steps, which goes on, will have reached.
+    """
+    args.processes = processes.count
+    images, batch = len(survey.images.paths), images_a_step(args)
+    step, seen = (start.state["step"], images_seen(start.state, processes.count)) if start.state else (0, 0)
+    args.max_steps = args.max_steps or step + max(0, math.ceil((args.epochs * images - seen) / batch))
+    total = seen / batch + args.max_steps - step
+    args.val_every = math.ceil(images / batch) if args.val_every is None else args.val_every
+    args.milestones = [round(e * images / batch) for e in args.lr_epoch] if args.lr_epoch else [round(0.8 * total)]
+    return total
+
+
+def images_a_step(args: argparse.Namespace) -> int:
+    """Of all processes."""
+    return args.batch_size * args.accumulate * args.processes
 
 
 def make_state(
-    args: argparse.Namespace, start: Start, survey: Survey, device: torch.device, processes: Processes
+    args: argparse.Namespace, start: Start, course: float, survey: Survey, device: torch.device, processes: Processes
 ) -> RunState:
     """Model, optimizers and all that changes while training, fresh or as a checkpoint left them."""
     model = start.model.to(device).train()
@@ -111,13 +133,14 @@ def make_state(
         freeze_all_but_decoder(model)
     for prior in model.entropy_models():
         prior.noise_share = (processes.rank, processes.count)
-    course = args.warmup, args.max_steps, tuple(args.milestones), args.cooldown
-    schedule = Schedule(args.schedule, args.learning_rate, *course)
+    milestones = tuple(args.milestones)
+    schedule = Schedule(args.schedule, args.learning_rate, args.warmup, course, milestones, args.cooldown)
     scaler = torch.amp.GradScaler(device.type, enabled=args.precision == "fp16")
     average = Average(model, args.ema) if args.ema else None
     aux_rate = args.aux_learning_rate if args.train == "all" else 0.0
     optimizers = make_optimizers(model, args.learning_rate, aux_rate, args.optimizer)
     state = RunState(start.name, model, *optimizers, scaler, schedule, average, settings(args), survey.identity)
+    state.batch = images_a_step(args)
     if start.state:
         state.restore(start.state)
     return state
@@ -131,13 +154,23 @@ def introduce(
     log.say(survey.text)
     if start.state and start.state["data"] != survey.identity:
         log.say(f"note: the training images have changed since: {start.state['data']['images']} then")
-    log.say(start.text)
+    log.say(
+        start.text
+        + (changes(start.state["flags"], settings(args)) + resized(args, start.state, state) if start.state else "")
+    )
     parameters = sum(p.numel() for p in state.model.parameters())
-    machine = {"device": describe_device(device), "processes": processes.count, "parameters": parameters}
+    machine = {"device": describe_device(device), "parameters": parameters}
     config = {f"model.{key}": value for key, value in state.model.config.items()}
     in_force = {**settings(args), "model": state.name, **config, **machine}
     log.say("settings: " + " ".join(f"{key}={value}" for key, value in in_force.items()))
     log.event("start", state.step, {"settings": in_force})
+
+
+def resized(args: argparse.Namespace, before: dict[str, Any], state: RunState) -> str:
+    """In words, how far a run is whose steps had another size before."""
+    if state.seen == state.batch * before["step"]:
+        return ""
+    return f"; {state.seen} images seen, {args.max_steps - state.step} steps of {state.batch} are left"
 
 
 def prepare_network(
@@ -150,14 +183,13 @@ def prepare_network(
 
 
 def open_batches(
-    args: argparse.Namespace, survey: Survey, step: int, device: torch.device, processes: Processes
+    args: argparse.Namespace, survey: Survey, state: RunState, device: torch.device, processes: Processes
 ) -> Iterator:
-    """The batches of this process from `step` on."""
+    """The batches of this process that are still to come."""
     images = alike(processes, lambda: hold_images(args, survey.images, device, processes.first))
-    batch = args.batch_size * args.accumulate * processes.count
-    sampling = Sampling(args.seed, len(images), batch, args.downscale, args.recolor)
-    first, last = (count * args.accumulate for count in (step, args.max_steps))
-    positions = batch_positions(first, last, args.batch_size, processes.rank, processes.count)
+    sampling = Sampling(args.seed, len(images), state.batch, args.downscale, args.recolor)
+    count = max(0, args.max_steps - state.step) * args.accumulate
+    positions = batch_positions(0, count, args.batch_size, processes.rank, processes.count, state.seen)
     crops = Crops(images, sampling, args.patch_size[0])
     return in_one_line(make_loader(crops, positions, args.num_workers, pin=args.cuda and args.cache != "device"))
 
@@ -176,11 +208,11 @@ def run(
             interval = Interval()
         if state.step >= args.max_steps or stopped:
             break
-        rate = state.schedule(state.step)
+        rate = state.schedule(state.progress)
         result = train_step(state, network, batches, recipe, stop())
         stopped, passed_over = result.stop, passed_over + result.passed_over
-        interval.add(result.values, args.batch_size * args.accumulate * processes.count, result.waited, result.finite)
-        log.bar.update()
+        interval.add(result.values, state.batch, result.waited, result.finite)
+        log.advance()
         if state.step % args.log_every == 0 or state.step == args.max_steps:
             totals = {"not_finite": state.not_finite["total"], "passed_over": passed_over}
             values = {**interval.summary(), "rate": rate, "gpu_gib": gpu_memory(device), **totals}
@@ -191,7 +223,7 @@ def run(
             save(state, folder, LATEST, log)
         if args.keep_every and state.step % args.keep_every == 0:
             save(state, folder, f"step_{state.step:07d}.pt", log)
-    save(state, folder, LATEST, log)
+    save(state, folder, LATEST, log, last=True)
     return state.step < args.max_steps or validation_is_due(args, state)
 
 
@@ -217,21 +249,41 @@ def validate_now(
     values = validate(state.usable, survey.validation, lambdas, args.type, processes, device, stop, keep)
     if values is None:
         return
-    state.validated = state.step
+    state.validated, left_out = state.step, values.pop("left_out_why")
     log.event("validation", state.step, values)
+    if left_out:
+        log.say_once(f"validation leaves out {describe_left_out(left_out, len(survey.validation))}")
     for line in format_validation(values):
         log.say(f"validation at step {state.step}: {line}")
-    if math.isfinite(values["loss"]) and (state.best is None or values["loss"] < state.best):
-        state.best = values["loss"]
-        save(state, folder, BEST, log)
+    keep_if_best(state, values["loss"], folder, log)
 
 
-def save(state: RunState, folder: Path | None, name: str, log: TrainLog) -> None:
-    """Write a checkpoint, on the first process."""
-    if folder and log.first:
-        begin = time.perf_counter()
+def keep_if_best(state: RunState, loss: float | None, folder: Path | None, log: TrainLog) -> None:
+    """Save the weights if their validation loss is a number and the lowest so far."""
+    if loss is None or not math.isfinite(loss) or (state.best is not None and loss >= state.best):
+        return
+    before, state.best = state.best, loss
+    if not save(state, folder, BEST, log):
+        state.best = before
+
+
+def save(state: RunState, folder: Path | None, name: str, log: TrainLog, last: bool = False) -> bool:
+    """Write a checkpoint, on the first process; whether nothing was in the way.
+
+    A disk that is full for a while ends no run: only of the `last` checkpoint a failure is a UserError.
+    """
+    if not (folder and log.first):
+        return True
+    begin = time.perf_counter()
+    try:
         save_checkpoint(folder / name, state.to_checkpoint())
-        log.event("checkpoint", state.step, {"file": name, "seconds": time.perf_counter() - begin})
+    except UserError as error:
+        if last:
+            raise
+        log.say(f"error: {error}; the run goes on, {name} is as it was before step {state.step}")
+        return False
+    log.event("checkpoint", state.step, {"file": name, "seconds": time.perf_counter() - begin})
+    return True
 
 
 def farewell(
@@ -240,6 +292,8 @@ def farewell(
     """The last line: what was reached and, after a signal, how to go on."""
     if stop is None:
         files = [str(folder / name) for name in (BEST, LATEST) if (folder / name).exists()] if folder else []
+        scored = folder is None or state.validated < 0 or (folder / BEST).exists()
+        files += [] if scored else [f"no {BEST}: no validation image gave a number"]
         return f"finished at step {state.step}; " + (" and ".join(files) or "nothing was saved (--no-save)")
     if folder is None:
         return f"stopped at step {state.step}; nothing was saved (--no-save)"

@@ -101,9 +101,9 @@ def default_config(name: str) -> dict[str, Any]:
 def load_model(path: str | Path, device: str | torch.device = "cpu") -> SliceCompressionModel:
     """The model that a checkpoint holds, in eval mode with entropy tables ready.
 
-    Raises CheckpointError (models/loading.py), naming file and cause, for a file that is no checkpoint, of no known
-    model, or whose tensors are not exactly those of its model.
+    Raises CheckpointError (models/checkpoints/reading.py), naming file and cause, for a file that is no checkpoint, of
+    no known model, or whose tensors are not exactly those of its model.
     """
-    from models import loading  # here, as CompressAI takes seconds to load
+    from models.checkpoints import loading  # here, as CompressAI takes seconds to load
 
     return loading.load_model(path, device)

@@ -37,10 +37,10 @@ import torch
 from project_root import ROOT
 
 from compress_and_decompress import write_bytes, write_image
-from models import MODELS, build_model, load_model
+from models import MODELS, build_model
 from models.layers.gain import DEFAULT_QUALITY
 from utils.cli import run_program
-from utils.codec.checkpoint import DEFAULT_CHECKPOINT
+from utils.codec.checkpoint import DEFAULT_CHECKPOINT, load_model
 from utils.codec.codec import Codec
 from utils.codec.folders import Job, Outcome, Stages, run_jobs
 from utils.data.images import read_image, to_tensor, to_uint8, write_png

@@ -121,8 +121,9 @@ def measure(args: argparse.Namespace, reference: str) -> dict[str, Any]:
 
 def load(args: argparse.Namespace, reference: str, device) -> tuple[str, Any, float | None]:
     """build_model's name for it, the model on the device, tables ready, and the quality to code at."""
-    from models import build_model, load_model
+    from models import build_model
     from models.layers.gain import DEFAULT_QUALITY
+    from utils.codec.checkpoint import load_model
 
     if not args.checkpoint:
         model = build_model(reference).to(device).eval()

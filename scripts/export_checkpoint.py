@@ -1,10 +1,12 @@
 """Strip a training checkpoint to what a codec needs: weights in few bytes, with entropy tables filled.
 
     python scripts/export_checkpoint.py --checkpoint runs/dcae-mse-0.013/best.pt --output model.pt --precision fp16
+    python scripts/export_checkpoint.py --checkpoint runs/dcae-mse-0.013/best.pt --output model.safetensors
 
 Averaged weights are taken where the run kept them. The tables are those of the weights as they are written. With
---precision int8 the weights of layers are integers with scales (utils/codec/integers.py): of 10 bits in analysis and
-synthesis, of 8 elsewhere; all else is fp16.
+--precision int8 the weights of layers are integers with scales (models/checkpoints/integers.py): of 10 bits in analysis
+and synthesis, of 8 elsewhere; all else is fp16. A name that ends in .safetensors gets that format: the tensors, and as
+metadata the model's name and its constructor's arguments.
 """
 
 from __future__ import annotations
@@ -16,10 +18,10 @@ from pathlib import Path
 import project_root  # noqa: F401
 import torch
 
-from models import load_model
-from models.integers import Integers, from_integers, to_integers
+from models.checkpoints.integers import Integers, from_integers, to_integers
+from models.checkpoints.weights import recorded_model
 from utils.cli import UserError, run_program
-from utils.codec.checkpoint import read_checkpoint, save_checkpoint
+from utils.codec.checkpoint import load_model, read_checkpoint, save_checkpoint, save_safetensors
 from utils.entropy_coding.frequencies import pack_rows
 from utils.files import require_writable
 
@@ -31,15 +33,19 @@ SMALLEST = 1024  # parameters of a weight that is worth integers
 def main(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--checkpoint", type=Path, required=True, help="written by train.py")
-    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--output", type=Path, required=True, help="FILE.pt or FILE.safetensors")
     parser.add_argument("--precision", choices=PRECISIONS, default="fp16")
     parser.add_argument("--debug", action="store_true", help="show where an error happened")
     args = parser.parse_args(argv)
     require_writable(args.output, "--output")
+    if args.output.exists() and args.output.samefile(args.checkpoint):
+        raise UserError(
+            f"--output {args.output}: is --checkpoint itself, and its training state would go; name another"
+        )
     from utils.codec.codec import fingerprint  # here, as CompressAI takes seconds to load
 
     model, precision = load_model(args.checkpoint), PRECISIONS[args.precision]
-    record = read_checkpoint(args.checkpoint).get("model")
+    record = recorded_model(read_checkpoint(args.checkpoint))
     if not record:
         raise UserError(f"--checkpoint {args.checkpoint}: not written by train.py, so there is nothing to strip")
     integers = integer_weights(model) if args.precision == "int8" else {}
@@ -52,7 +58,8 @@ def main(argv: Sequence[str]) -> None:
     weights = {n: t.to(precision) if n in learned else t for n, t in kept.items()}
     without_padding(weights)
     content = {"format": 1, "model": record, "state_dict": weights} | ({"integers": integers} if integers else {})
-    save_checkpoint(args.output, content)
+    save = save_safetensors if args.output.suffix == ".safetensors" else save_checkpoint
+    save(args.output, content)
     print(f"{args.output}: {args.output.stat().st_size / 1e6:.1f} MB, model {fingerprint(model).hex()}")
 
 

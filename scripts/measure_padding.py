@@ -14,8 +14,8 @@ from pathlib import Path
 import project_root  # noqa: F401
 import torch
 
-from models import load_model
 from utils.cli import run_program
+from utils.codec.checkpoint import load_model
 from utils.codec.codec import Codec
 from utils.data.images import find_images, read_image, to_tensor
 from utils.tables import format_table

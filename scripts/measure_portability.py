@@ -19,9 +19,10 @@ import project_root  # noqa: F401
 import torch
 from torch import Tensor
 
-from models import MODELS, build_model, load_model
+from models import MODELS, build_model
 from models.base import SliceCompressionModel
 from utils.cli import run_program
+from utils.codec.checkpoint import load_model
 from utils.data.images import find_images, read_image, to_tensor
 from utils.data.padding import pad_centred
 from utils.inference.engine import Engine

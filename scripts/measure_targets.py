@@ -18,10 +18,9 @@ import project_root  # noqa: F401
 import torch
 from tqdm import tqdm
 
-from models import load_model
 from models.layers.gain import is_quality
 from utils.cli import UserError, run_program
-from utils.codec.checkpoint import DEFAULT_CHECKPOINT
+from utils.codec.checkpoint import DEFAULT_CHECKPOINT, load_model
 from utils.codec.codec import Codec
 from utils.codec.targets import KINDS, Target, compress_to_target
 from utils.data.images import find_images, read_image, to_tensor

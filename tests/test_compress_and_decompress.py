@@ -18,11 +18,14 @@ from PIL import Image
 
 import compress_and_decompress
 from compress_and_decompress import main, share_threads
+from models import load_model
 from tests.toys import toy_image, toy_model
 from utils.cli import UserError
 from utils.codec import shipped
 from utils.codec.codec import Codec, fingerprint
 from utils.data.images import read_image, to_uint8
+from utils.evaluation.evaluation import evaluate_images
+from utils.files import atomic_write
 
 ROOT = Path(__file__).parent.parent
 
@@ -154,6 +157,87 @@ def test_one_bad_file_does_not_stop_the_others(photos, tmp_path, checkpoint, cap
     out, err = capsys.readouterr()
     assert "broken.png" in err and "1 failed" in out
     assert len(list((tmp_path / "bins").glob("*.bin"))) == 3
+
+
+def test_one_file_to_one_file_and_back(photos, tmp_path, checkpoint):
+    target = tmp_path / "new" / "x.bin"
+    assert run("compress", photos / "a.png", target, checkpoint, "--verify") == 0 and target.is_file()
+    assert run("decompress", target, tmp_path / "y.PNG", checkpoint) == 0
+    assert Image.open(tmp_path / "y.PNG").size == (60, 40)
+    (tmp_path / "folder.bin").mkdir()
+    assert run("compress", photos / "a.png", tmp_path / "folder.bin", checkpoint) == 0
+    assert (tmp_path / "folder.bin" / "a.bin").is_file()
+    with pytest.raises(UserError, match="x.jpg: --mode decompress writes .png"):
+        run("decompress", target, tmp_path / "x.jpg", checkpoint)
+    with pytest.raises(UserError, match="x.png: --mode compress writes .bin"):
+        run("compress", photos / "a.png", tmp_path / "x.png", checkpoint)
+
+
+def test_originals_are_never_overwritten(photos, tmp_path, checkpoint):
+    """Beside their .bin files, in another folder, or named alone; what was decoded before is."""
+    original = (photos / "a.png").read_bytes()
+    (photos / "a.JPG").unlink()
+    (photos / "alias").symlink_to(photos)
+    run("compress", photos, photos, checkpoint)
+    run("compress", photos, tmp_path / "bins", checkpoint)
+    for data, save_path in (
+        (photos, photos), (photos, photos / "alias"), (photos / "a.bin", photos), (tmp_path / "bins", photos),
+        (photos / "a.bin", photos / "a.png"),
+    ):  # fmt: skip
+        with pytest.raises(UserError, match="--overwrite: .*a.png may be an original"):
+            run("decompress", data, save_path, checkpoint, "--overwrite")
+    assert (photos / "a.png").read_bytes() == original
+    run("decompress", tmp_path / "bins", tmp_path / "out", checkpoint)
+    (tmp_path / "out" / "b.png").unlink()
+    assert run("decompress", tmp_path / "bins", tmp_path / "out", checkpoint, "--overwrite") == 0
+    (photos / "a.png").rename(photos / "image.bin")
+    with pytest.raises(UserError, match="--overwrite: .*image.bin may be an original"):
+        run("compress", photos / "image.bin", photos, checkpoint, "--overwrite")
+
+
+@pytest.mark.parametrize("flags", [(), ("--verify",), ("--jobs", "2")])
+def test_a_file_that_another_program_has_written_meanwhile_is_kept(photos, tmp_path, checkpoint, monkeypatch, flags):
+    compress = Codec.compress
+
+    def meanwhile(*given):
+        (tmp_path / "bins" / "a.bin").write_bytes(b"theirs")
+        return compress(*given)
+
+    monkeypatch.setattr(Codec, "compress", meanwhile)
+    (tmp_path / "bins").mkdir()
+    assert run("compress", photos / "a.png", tmp_path / "bins", checkpoint, *flags) == 0
+    assert (tmp_path / "bins" / "a.bin").read_bytes() == b"theirs" and len(list((tmp_path / "bins").iterdir())) == 1
+    assert run("compress", photos / "a.png", tmp_path / "bins", checkpoint, "--overwrite", *flags) == 0
+    assert (tmp_path / "bins" / "a.bin").read_bytes() != b"theirs"
+
+
+def test_without_hard_links_a_file_is_kept_too(tmp_path, monkeypatch):
+    def refused(*_):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refused)
+    with atomic_write(tmp_path / "a", replace=False) as file:
+        file.write(b"mine")
+    with pytest.raises(FileExistsError), atomic_write(tmp_path / "a", replace=False) as file:
+        file.write(b"other")
+    assert (tmp_path / "a").read_bytes() == b"mine" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_an_image_that_is_not_finite_is_an_error(photos, tmp_path, checkpoint, capsys):
+    """Weights that are finite, and overflow."""
+    weights = torch.load(checkpoint, weights_only=True)["state_dict"]
+    run("compress", photos / "a.png", tmp_path / "bins", checkpoint)
+    last = [name for name in weights if name.startswith("g_s") and name.endswith("weight")][-1]
+    weights[last] = torch.full_like(weights[last], 3e38)
+    torch.save({"state_dict": weights}, tmp_path / "huge.pt")
+    run("compress", photos / "a.png", tmp_path / "huge", tmp_path / "huge.pt")
+    capsys.readouterr()
+    assert run("decompress", tmp_path / "huge", tmp_path / "out", tmp_path / "huge.pt") == 2
+    assert "a.bin: the reconstruction is not finite" in capsys.readouterr().err
+    assert not list((tmp_path / "out").iterdir())
+    model = load_model(tmp_path / "huge.pt")
+    assert evaluate_images(model, [photos / "a.png"], failed=lambda path, error: print(error)) == []
+    assert "not finite" in capsys.readouterr().out
 
 
 def damaged(data: bytes):

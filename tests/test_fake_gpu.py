@@ -124,7 +124,7 @@ def test_transfers_of_coding(kind, arithmetic, pinned):
     assert encoding.to("cuda") == [Transfer("cuda", False, 1)] * model.variable_rate
     with torch.no_grad(), stripes_of(None), Transfers(pinned) as decoding:
         y_hat, _ = engine.quick.decompress_latent(coded["strings"], coded["shape"], engine.path(arithmetic))
-        back = engine.image(y_hat, SIZE, quality)
+        back = engine.quick.to_image(y_hat, quality)
     assert back.device.type == "cuda" and back.shape == x.shape
     assert [transfer.pinned for transfer in decoding.to("cpu")] == [True] * calls
     back_again = [transfer.pinned for transfer in decoding.to("cuda")]

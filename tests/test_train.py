@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import errno
+import io
+import json
 import math
 import re
+import resource
 import shlex
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,15 +22,16 @@ import torch
 import train
 from models import load_model
 from scripts.export_checkpoint import main as export
-from tests.toy_training import RECIPE, checkpoint, equal, events, flags, write_photos
+from tests.toy_training import RECIPE, ROOT, checkpoint, equal, events, flags, write_photos
 from tests.toys import TOYS, toy_image, toy_model
 from train import main
 from utils.cli import UserError, run_program
 from utils.codec.checkpoint import save_checkpoint
-from utils.codec.codec import Codec
+from utils.codec.codec import Codec, fingerprint
 from utils.data.images import to_uint8, write_png
 from utils.data.split import split_folder
 from utils.evaluation.evaluation import average, evaluate_images
+from utils.training import log, start
 from utils.training.distributed import Processes
 from utils.training.flags import check_flags, parse_arguments, settings
 from utils.training.stopping import StopRequest
@@ -254,7 +261,7 @@ def test_export_as_integers(trained, tmp_path):
     codec = Codec(small)
     x_hat = Codec(load_model(tmp_path / "int8.pt")).decompress(codec.compress(x))
     assert torch.equal(x_hat, codec.decompress(codec.compress(x)))
-    assert small.fingerprint() != original.fingerprint()
+    assert fingerprint(small) != fingerprint(original)
 
 
 # ---- the papers' commands ------------------------------------------------------------------------------------------
@@ -390,12 +397,223 @@ def test_a_folder_that_holds_a_run_is_not_overwritten(trained, photos):
         main(flags(photos, trained, *TWO_STEPS))
 
 
-def test_twenty_bad_steps_end_the_program(trained, photos, tmp_path, capsys):
-    """Weights that are no numbers."""
-    content = checkpoint(trained)
-    content["state_dict"]["g_a.0.conv.weight"] *= math.nan
-    save_checkpoint(tmp_path / "nan.pt", content)
-    more = ("--batch-size", "1", "--max-steps", "30", "--val-every", "0", "--checkpoint", str(tmp_path / "nan.pt"))
+def test_twenty_bad_steps_end_the_program(photos, tmp_path, monkeypatch, capsys):
+    """Weights that are no numbers. The log of them is JSON all the same."""
+    build = start.build
+    monkeypatch.setattr(start, "build", lambda *given: spoilt(build(*given)))
+    more = ("--batch-size", "1", "--max-steps", "30", "--val-every", "0")
     with pytest.raises(UserError, match="not finite in 20 steps in a row, up to step 20"):
         main(flags(photos, tmp_path / "run", *more))
     assert "not_finite 15" in capsys.readouterr().err
+    (tmp_path / "log.jsonl").write_bytes((tmp_path / "run" / "log.jsonl").read_bytes())
+    assert len(events(tmp_path, "train")) == 3
+
+
+def spoilt(model):
+    with torch.no_grad():
+        model.g_a[0].conv.weight.fill_(math.nan)
+    return model
+
+
+def test_broken_weights_are_refused(trained, photos, tmp_path):
+    """Also of a run that would go on; others of it are named."""
+    content = checkpoint(trained)
+    content["ema"]["trained"]["g_a.0.conv.weight"] *= math.nan
+    for name in ("best.pt", "latest.pt"):
+        save_checkpoint(tmp_path / name, content if name == "latest.pt" else checkpoint(trained))
+    said = "latest.pt: holds numbers .* in g_a.0.conv.weight; .*: --checkpoint .*best.pt --continue_train"
+    with pytest.raises(UserError, match=said):
+        main(flags(photos, tmp_path, *TWO_STEPS, "--ema", "0.9", "--resume"))
+    content["state_dict"]["g_a.0.conv.weight"] *= math.nan
+    save_checkpoint(tmp_path / "nan.pt", content)
+    with pytest.raises(UserError, match="nan.pt: holds numbers .* in g_a.0.conv.weight"):
+        main(flags(photos, tmp_path / "run", *TWO_STEPS, "--checkpoint", str(tmp_path / "nan.pt")))
+
+
+def test_a_damaged_latest_names_what_there_is_to_go_on_with(photos, tmp_path, capsys):
+    more = ("--batch-size", "2", "--val-every", "0", "--keep-every", "1")
+    main(flags(photos, tmp_path, *more, "--max-steps", "1"))
+    data = (tmp_path / "latest.pt").read_bytes()
+    for broken in (data[: len(data) // 2], b"", bytes(1000)):
+        (tmp_path / "latest.pt").write_bytes(broken)
+        with pytest.raises(UserError, match=r"latest.pt: .*--checkpoint .*step_0000001.pt --continue_train$") as raised:
+            main(flags(photos, tmp_path, *more, "--max-steps", "2", "--resume"))
+    way_out = shlex.split(str(raised.value).rpartition("newest: ")[2])
+    main(flags(photos, tmp_path, *more, "--max-steps", "2", *way_out))
+    assert checkpoint(tmp_path)["step"] == 2
+
+
+# ---- what is said, and goes on -------------------------------------------------------------------------------------
+
+
+def test_another_batch_size_keeps_the_progress_in_images(photos, tmp_path, capsys):
+    """7 images, 4 epochs: 8 images in steps of one, the other 20 in steps of 4, and the rate falls after 3 epochs."""
+    more = ("--val-every", "0", "--log-every", "1", "--epochs", "4", "--lr_epoch", "3")
+    main(flags(photos, tmp_path, *more, "--batch-size", "1", "--max-steps", "8"))
+    capsys.readouterr()
+    main(flags(photos, tmp_path, *more, "--batch-size", "2", "--accumulate", "2", "--resume"))
+    said = capsys.readouterr().err
+    assert "batch_size was 1 and is 2; accumulate was 1 and is 2" in said
+    assert "; 8 images seen, 5 steps of 4 are left" in said and "finished at step 13" in said
+    content = checkpoint(tmp_path)
+    assert content["step"] == 13 and content["seen"] == 28
+    rates = [event["rate"] for event in events(tmp_path, "train")]
+    assert rates == [1e-4] * (8 + 3) + [pytest.approx(1e-5)] * 2  # step 12 begins after 20 images, step 13 after 24
+
+
+def test_after_another_batch_size_a_run_is_resumed_bit_for_bit(photos, tmp_path, monkeypatch):
+    first = ("--val-every", "0", "--epochs", "2", "--batch-size", "1", "--max-steps", "3", "--schedule", "cosine")
+    then = ("--val-every", "0", "--epochs", "2", "--batch-size", "2", "--schedule", "cosine", "--resume")
+    for name in ("whole", "parts"):
+        main(flags(photos, tmp_path / name, *first))
+    main(flags(photos, tmp_path / "whole", *then))
+    step, signals = train.train_step, [5]
+
+    def step_and_signal(state, *rest):
+        if state.step in signals:
+            signal.raise_signal(signal.SIGINT)
+            signals.clear()
+        return step(state, *rest)
+
+    monkeypatch.setattr(train, "train_step", step_and_signal)
+    main(flags(photos, tmp_path / "parts", *then))
+    assert checkpoint(tmp_path / "parts")["step"] == 6
+    main(flags(photos, tmp_path / "parts", *then))
+    one, other = checkpoint(tmp_path / "whole"), checkpoint(tmp_path / "parts")
+    assert one["step"] == other["step"] == 9 and one["seen"] == other["seen"] == 15  # 3 + 6 * 2: two epochs, rounded up
+    assert equal(one["state_dict"], other["state_dict"])
+
+
+def test_fewer_processes_keep_the_progress_too(photos, tmp_path, capsys):
+    """As another batch size; a checkpoint from before images were counted says how many there were."""
+    more = ("--val-every", "0", "--epochs", "2", "--batch-size", "1")
+    main(flags(photos, tmp_path, *more, "--max-steps", "3"))
+    content = checkpoint(tmp_path)
+    del content["seen"]
+    content["flags"]["processes"] = 2
+    save_checkpoint(tmp_path / "latest.pt", content)
+    capsys.readouterr()
+    main(flags(photos, tmp_path, *more, "--resume"))
+    said = capsys.readouterr().err
+    assert "; processes was 2 and is 1" in said and "; 6 images seen, 8 steps of 1 are left" in said
+    assert "finished at step 11" in said
+
+
+def test_validation_without_a_number_is_said_and_ends(tmp_path, capsys):
+    """Not as a run that was stopped, which a queue would start again and again."""
+    write_photos(tmp_path / "photos" / "train")
+    (tmp_path / "photos" / "test").mkdir()
+    (tmp_path / "photos" / "test" / "v.png").write_bytes((tmp_path / "photos" / "train" / "0.png").read_bytes()[:999])
+    main(flags(tmp_path / "photos", tmp_path / "run", "--batch-size", "2", "--max-steps", "2", "--val-every", "1"))
+    said = capsys.readouterr().err
+    assert said.count("validation leaves out 1 of 1 images: ") == 1 and "v.png (" in said
+    assert [f"validation at step {n}:   not one image gives a number" in said for n in (1, 2)] == [True, True]
+    assert said.endswith("finished at step 2; " + str(tmp_path / "run/latest.pt") +
+                         " and no best.pt: no validation image gave a number\n")  # fmt: skip
+    assert [event["left_out"] for event in events(tmp_path / "run", "validation")] == [1, 1]
+    assert checkpoint(tmp_path / "run")["validated"] == 2 and not (tmp_path / "run" / "best.pt").exists()
+
+
+def test_images_that_are_too_small_for_ms_ssim_are_named(tmp_path, capsys):
+    for i in range(2):
+        write_png(tmp_path / "photos/train" / f"{i}.png", to_uint8(toy_image(256, 260, seed=i)))
+        write_png(tmp_path / "photos/test" / f"{i}.png", to_uint8(toy_image(256 - 100 * i, 256, seed=i)))
+    more = ("--type", "ms-ssim", "--patch-size", "256", "--batch-size", "1", "--max-steps", "1")
+    main(flags(tmp_path / "photos", tmp_path / "run", *more))
+    said = capsys.readouterr().err
+    assert "leaves out 1 of 2 images: " in said and "1.png (smaller than 161 pixels, so without MS-SSIM)" in said
+    (event,) = events(tmp_path / "run", "validation")
+    assert event["images"] == 1 and event["left_out"] == 1
+
+
+class FullDisk:
+    """A place for `open` and `save_checkpoint`: no room from the second call on."""
+
+    def __init__(self, action) -> None:
+        self.action, self.calls = action, 0
+
+    def __call__(self, *given, **options):
+        self.calls += 1
+        if self.calls > 1:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return self.action(*given, **options)
+
+
+def test_a_full_disk_under_the_log_ends_the_log_alone(photos, tmp_path, monkeypatch, capsys):
+    write = log.LineFile.write
+    full = FullDisk(lambda file, line: write(file, line))
+    monkeypatch.setattr(log.LineFile, "write", lambda file, line: full(file, line))
+    main(flags(photos, tmp_path, *TWO_STEPS, "--log-every", "1"))
+    said = capsys.readouterr().err
+    assert said.count("note: log.jsonl cannot be written (No space left on device) and ends here; the run goes") == 1
+    assert checkpoint(tmp_path)["step"] == 2 and full.calls == 2
+    assert [json.loads(line)["event"] for line in (tmp_path / "log.jsonl").read_text().splitlines()] == ["start"]
+
+
+def test_a_line_without_room_leaves_no_half(tmp_path):
+    file = log.LineFile(tmp_path / "log.jsonl", 0, 0)
+    file.write('{"step": 0}')
+    before, limit = (tmp_path / "log.jsonl").read_text(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 4, limit[1]))
+    try:
+        with pytest.raises(OSError):
+            file.write('{"step": 1}')
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert (tmp_path / "log.jsonl").read_text() == before
+
+
+def test_a_full_disk_under_tensorboard_ends_it_alone(photos, tmp_path, monkeypatch, capsys):
+    """Its own thread writes: no traceback from there either."""
+    from tensorboard.summary.writer import record_writer
+
+    monkeypatch.setattr(record_writer.RecordWriter, "write", FullDisk(lambda *_: None))
+    main(flags(photos, tmp_path, "--batch-size", "2", "--max-steps", "4", "--val-every", "0", "--log-every", "1",
+               "--tensorboard"))  # fmt: skip
+    said = capsys.readouterr().err
+    assert said.count("note: tensorboard cannot be written (No space left on device)") == 1 and "Traceback" not in said
+    assert checkpoint(tmp_path)["step"] == 4 and len(events(tmp_path, "train")) == 4
+
+
+def test_a_checkpoint_that_cannot_be_written_ends_no_run_before_its_end(photos, tmp_path, monkeypatch, capsys):
+    save = train.save_checkpoint
+    full = [1, 2]
+
+    def save_where_there_is_room(path, content):
+        if content["step"] in full:
+            raise UserError(f"{path}: cannot be written (No space left on device)")
+        save(path, content)
+
+    monkeypatch.setattr(train, "save_checkpoint", save_where_there_is_room)
+    more = ("--batch-size", "2", "--max-steps", "3", "--val-every", "1", "--save-every", "1")
+    main(flags(photos, tmp_path, *more))
+    said = capsys.readouterr().err
+    assert said.count("error: ") == 4 and "the run goes on, latest.pt is as it was before step 1" in said
+    assert checkpoint(tmp_path)["step"] == checkpoint(tmp_path, "best.pt")["step"] == 3
+    full.append(4)
+    with pytest.raises(UserError, match="latest.pt: cannot be written"):
+        main(flags(photos, tmp_path, *more[:2], "--max-steps", "4", "--val-every", "0", "--resume"))
+
+
+def test_a_terminal_that_was_closed_ends_no_run(photos, tmp_path, monkeypatch):
+    closed = io.StringIO()
+    closed.write = lambda _: (_ for _ in ()).throw(BrokenPipeError(errno.EPIPE, "Broken pipe"))
+    monkeypatch.setattr("sys.stderr", closed)
+    main(flags(photos, tmp_path, *TWO_STEPS))
+    assert checkpoint(tmp_path)["step"] == 2
+
+
+def test_a_folder_in_which_a_run_is_at_work_is_refused(photos, tmp_path):
+    command = "from pathlib import Path\nimport sys\nfrom utils.training.run_folder import owned\n"
+    command += "with owned(Path(sys.argv[1])):\n    print('owned', flush=True)\n    sys.stdin.read()"
+    other = subprocess.Popen(
+        [sys.executable, "-c", command, str(tmp_path)], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert other.stdout.readline() == b"owned\n"
+    with pytest.raises(UserError, match=f"--save_path {tmp_path}: process {other.pid} on "):
+        main(flags(photos, tmp_path, *TWO_STEPS, "--resume"))
+    other.communicate()
+    main(flags(photos, tmp_path, *TWO_STEPS, "--resume"))
+    assert not (tmp_path / ".lock").exists()

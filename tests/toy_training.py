@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
@@ -49,7 +50,12 @@ def run(command: list[str]) -> subprocess.CompletedProcess:
 
 def events(folder: Path, kind: str) -> list[dict]:
     lines = (folder / "log.jsonl").read_text().splitlines()
-    return [event for event in map(json.loads, lines) if event["event"] == kind]
+    return [event for event in map(strictly, lines) if event["event"] == kind]
+
+
+def strictly(line: str) -> dict:
+    """A line as any JSON parser takes it: without NaN and Infinity."""
+    return json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
 
 
 def checkpoint(folder: Path, name: str = "latest.pt") -> dict:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 from collections.abc import Iterator
@@ -13,11 +14,12 @@ from utils.cli import UserError
 
 
 @contextmanager
-def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
+def atomic_write(path: str | Path, replace: bool = True) -> Iterator[BinaryIO]:
     """Open a temporary file beside `path` for binary writing; rename it to `path` if the block succeeds.
 
     Whatever was at `path` stays untouched until the new content is complete, and a failed block leaves
-    no temporary file behind. Folders above `path` are created. Raises OSError like `open`.
+    no temporary file behind. Folders above `path` are created. Raises OSError like `open`; without `replace`
+    FileExistsError where there is a file at `path` by then, which stays.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -26,10 +28,24 @@ def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
         with os.fdopen(handle, "wb") as file:
             yield file
         os.chmod(temporary, 0o666 & ~UMASK)
-        os.replace(temporary, path)
+        (os.replace if replace else _rename_to_free)(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def _rename_to_free(temporary: str, path: Path) -> None:
+    """Rename a file unless there is one of that name: of two programs at the same moment, one gets it."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        raise
+    except OSError as error:  # no hard links there, as on many USB sticks
+        if path.exists():
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from error
+        os.replace(temporary, path)
+    else:
+        os.unlink(temporary)
 
 
 def require_writable(path: str | Path, flag: str) -> None:

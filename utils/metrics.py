@@ -69,3 +69,10 @@ def bits_per_position(likelihoods: Tensor) -> Tensor:
 def bpp(bits: float, height: int, width: int) -> float:
     """Bits per pixel of the image as the user knows it: padding costs bits but adds no pixels."""
     return bits / (height * width)
+
+
+def require_finite(x_hat: Tensor) -> Tensor:
+    """A reconstruction of any shape as it is, or a ValueError where one of its values is no number or infinite."""
+    if not bool(torch.stack(torch.aminmax(x_hat)).isfinite().all()):
+        raise ValueError("the reconstruction is not finite: the weights, or the precision, do not suit this image")
+    return x_hat

@@ -1,38 +1,60 @@
-"""Checkpoint files: read with care, written whole."""
+"""Checkpoint files for programs: what is wrong with one is a UserError, and one is written whole."""
 
 from __future__ import annotations
 
+import json
 import os
-import pickle
-import zipfile
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+import models
+from models.checkpoints.reading import CheckpointError, read_content
 from utils.cli import UserError
 from utils.files import atomic_write
 
+if TYPE_CHECKING:
+    from models.base import SliceCompressionModel
+
 DEFAULT_CHECKPOINT = Path(__file__).parents[2] / "assets" / "dcae-small.pt"  # what programs use if none is named
+OF_A_RUN = re.compile(r"(latest|best|step_\d+)\.pt")  # what train.py writes
 
 
-def read_checkpoint(path: str | Path, device: str = "cpu") -> dict[str, Any]:
-    """The dictionary that torch.save wrote, read with `weights_only=True`: no code in the file is run.
+def load_model(path: str | Path, device: str | torch.device = "cpu") -> SliceCompressionModel:
+    """models.load_model, with what is wrong as a UserError."""
+    with explained(path):
+        return models.load_model(path, device)
+
+
+def read_checkpoint(path: str | Path) -> dict[Any, Any]:
+    """The dictionary that a checkpoint file holds, on the CPU; no code in the file is run.
 
     Raises UserError, naming the file, where it is missing, truncated or no checkpoint.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{path}: there is no such checkpoint file")
+    with explained(path):
+        return read_content(path)
+
+
+@contextmanager
+def explained(path: str | Path) -> Iterator[None]:
+    """Turn a CheckpointError into a UserError; where a run has other checkpoints, name them."""
     try:
-        content = torch.load(path, map_location=device, weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise UserError(f"{path}: not a checkpoint, or one that holds more than tensors and plain values") from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path}: damaged or truncated checkpoint; fetch or copy it again") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: holds a {type(content).__name__}, not a checkpoint")
-    return content
+        yield
+    except CheckpointError as error:
+        others = other_checkpoints(Path(path))
+        raise UserError(f"{error}; beside it are {', '.join(map(str, others))}" if others else str(error)) from error
+
+
+def other_checkpoints(path: Path) -> list[Path]:
+    """The other checkpoints of the run that wrote this one, the newest first."""
+    if not OF_A_RUN.fullmatch(path.name) or not path.is_file():
+        return []
+    others = [p for p in path.parent.glob("*.pt") if OF_A_RUN.fullmatch(p.name) and p.name != path.name]
+    return sorted(others, key=lambda p: p.stat().st_mtime, reverse=True)
 
 
 def save_checkpoint(path: str | Path, content: dict[str, Any]) -> None:
@@ -50,6 +72,22 @@ def save_checkpoint(path: str | Path, content: dict[str, Any]) -> None:
         raise UserError(
             f"{path}: cannot be written ({str(error).splitlines()[0]}); make room or choose another place"
         ) from error
+
+
+def save_safetensors(path: str | Path, content: dict[str, Any]) -> None:
+    """Write the "state_dict" of `content` as a safetensors file whose metadata is its "model" as JSON.
+
+    Raises UserError, naming the file, where it cannot be written.
+    """
+    from safetensors.torch import save
+
+    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in content["state_dict"].items()}
+    metadata = {"format": "pt", "model": json.dumps(content["model"])}
+    try:
+        with atomic_write(path) as file:
+            file.write(save(tensors, metadata))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror}); make room or choose another place") from error
 
 
 def remove_unfinished(folder: Path) -> None:

@@ -86,7 +86,10 @@ class Codec(Engine):
 
     @torch.no_grad()
     def decompress(self, data: bytes) -> Tensor:
-        """The bytes of a file -> image (1, 3, H, W) in [0, 1] on the model's device. Raises BitstreamError."""
+        """The bytes of a file -> image (1, 3, H, W) in [0, 1] on the model's device.
+
+        Raises BitstreamError, saying why, and ValueError for an image that is not finite.
+        """
         stream = self.open(data)
         with explained(stream), self.bounded(stream.height, stream.width, stream.arithmetic):
             y_hat = self.symbols(stream)

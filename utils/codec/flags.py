@@ -20,7 +20,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     add = parser.add_argument
     add("--mode", choices=("compress", "decompress"), required=True)
     add("--data", type=Path, required=True, metavar="DIR_OR_FILE", help="images, or .bin files")
-    add("--save_path", type=Path, required=True, metavar="DIR", help="where the results go")
+    add("--save_path", type=Path, required=True, metavar="DIR", help="where the results go; of one file also its name")
     add("--checkpoint", type=Path, metavar="FILE", help="the model's weights (default: of assets, that of the file)")
     add("--model", choices=MODELS, metavar="NAME", help="check that the checkpoint is this model: " + ", ".join(MODELS))
     add("--random-weights", type=int, metavar="SEED", help="instead of a checkpoint: untrained weights, for trials")

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from utils.cli import UserError
+from utils.cli import UserError, out_of_handles
 from utils.data.images import FORMATS, read_image
 
 ORDERS = tuple(permutations(range(3)))  # of red, green and blue; the first is the image's own
@@ -69,7 +69,9 @@ def image_size(path: Path) -> tuple[int, int] | None:
         with warnings.catch_warnings(), Image.open(path, formats=FORMATS) as image:
             warnings.simplefilter("ignore")
             return image.size
-    except Exception:  # parsers of foreign data raise nearly everything
+    except Exception as error:  # parsers of foreign data raise nearly everything
+        if out_of_handles(error):  # which says nothing about the image
+            raise
         return None
 
 
@@ -86,7 +88,9 @@ class ImageFiles:
         """uint8 (H, W, 3), or None where the file cannot be decoded."""
         try:
             return torch.from_numpy(np.array(read_image(self.paths[index])[0]))
-        except UserError:
+        except UserError as error:
+            if out_of_handles(error):
+                raise
             return None
 
 
@@ -204,10 +208,13 @@ class Crops(Dataset):
         raise UserError("--dataset: not one of the images can be decoded")
 
 
-def batch_positions(start: int, stop: int, batch: int, rank: int, processes: int) -> Iterator[list[int]]:
-    """The positions of this process's batches `start` to `stop`, counted in batches of all processes together."""
+def batch_positions(start: int, stop: int, batch: int, rank: int, processes: int, seen: int = 0) -> Iterator[list[int]]:
+    """The positions of this process's batches `start` to `stop`, counted in batches of all processes together.
+
+    `seen` samples came before batch 0, in batches of another size.
+    """
     for index in range(start, stop):
-        first = (index * processes + rank) * batch
+        first = seen + (index * processes + rank) * batch
         yield list(range(first, first + batch))
 
 

@@ -12,6 +12,7 @@ from threading import Lock
 import numpy as np
 import torch
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from utils.cli import UserError
@@ -207,10 +208,25 @@ def _changes_nothing(transform: ImageCms.ImageCmsTransform) -> bool:
     return int(np.abs(moved - grid).max()) <= 2
 
 
-def write_png(path: str | Path, array: np.ndarray) -> None:
-    """Write a uint8 array (H, W, 3) as an 8-bit RGB PNG, complete or not at all."""
-    with atomic_write(path) as file:
-        Image.fromarray(array).save(file, format="PNG")
+def write_png(path: str | Path, array: np.ndarray, replace: bool = True, comment: str | None = None) -> None:
+    """Write a uint8 array (H, W, 3) as an 8-bit RGB PNG, complete or not at all, with a comment in it.
+
+    Raises FileExistsError where there is a file already that is not to be replaced.
+    """
+    text = PngInfo()
+    if comment:
+        text.add_text("Comment", comment)
+    with atomic_write(path, replace) as file:
+        Image.fromarray(array).save(file, format="PNG", pnginfo=text)
+
+
+def comment_of(path: str | Path) -> str | None:
+    """The comment that `write_png` put into a file; None for any other file."""
+    try:
+        with _unguarded_pillow(), Image.open(path, formats=("PNG",)) as image:
+            return image.info.get("Comment")
+    except Exception:  # parsers of foreign data raise nearly everything
+        return None
 
 
 def to_tensor(array: np.ndarray) -> Tensor:

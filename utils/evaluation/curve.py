@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from tqdm import tqdm
 
-from models import load_model
 from models.layers.gain import DEFAULT_QUALITY
 from utils.cli import UserError
+from utils.codec.checkpoint import load_model
 from utils.data.images import write_png
 from utils.data.reconstructions import ImageFile
 from utils.devices import describe_device

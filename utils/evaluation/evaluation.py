@@ -33,7 +33,17 @@ from tqdm import tqdm
 from utils.codec.bitstream import unpack
 from utils.data.images import read_image, to_tensor, to_uint8
 from utils.data.padding import crop_centred
-from utils.metrics import bits_per_position, bpp, estimated_bits, ms_ssim, ms_ssim_db, mse, psnr_of_mse, quantise_8_bit
+from utils.metrics import (
+    bits_per_position,
+    bpp,
+    estimated_bits,
+    ms_ssim,
+    ms_ssim_db,
+    mse,
+    psnr_of_mse,
+    quantise_8_bit,
+    require_finite,
+)
 
 if TYPE_CHECKING:
     from utils.codec.codec import Codec
@@ -152,7 +162,7 @@ def estimate(
         out, milliseconds = timed(lambda: codec.quick(codec.padded(x), quality), x.device)
     y, z = (bpp(estimated_bits(out["likelihoods"][name]), *size) for name in ("y", "z"))
     rates = {"bpp": y + z, "bpp_y": y, "bpp_z": z, "bpp_header": 0.0, "bpp_estimated": y + z}
-    x_hat = crop_centred(out["x_hat"], size).clamp(0, 1)
+    x_hat = require_finite(crop_centred(out["x_hat"], size)).clamp(0, 1)
     if criterion:
         rates["loss"] = criterion({**out, "x_hat": x_hat}, x)
     return {**rates, "forward_ms": milliseconds}, x_hat, bits_per_position(out["likelihoods"]["y"])

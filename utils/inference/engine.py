@@ -28,6 +28,7 @@ from utils.inference.float64 import portable
 from utils.inference.memory import BYTES_A_PIXEL, give_back_memory, held, stripe_within
 from utils.inference.rows import stripes_of
 from utils.inference.winograd import warm_up, workspace
+from utils.metrics import require_finite
 
 ARITHMETICS = ("fp64", "fp32", "published")
 BESIDE = ("entropy_bottleneck", "gaussian_conditional", "gain", "token_decoder")  # small, or not on the way
@@ -82,8 +83,11 @@ class Engine:
         return self._paths[arithmetic]
 
     def image(self, y_hat: Tensor, size: tuple[int, int], quality: float | None = None) -> Tensor:
-        """y_hat (B, M, h, w), before any inverse gain -> image (B, 3, *size) in [0, 1]."""
-        return crop_centred(self.quick.to_image(y_hat, quality), size).clamp(0, 1)
+        """y_hat (B, M, h, w), before any inverse gain -> image (B, 3, *size) in [0, 1].
+
+        Raises ValueError where it is not finite.
+        """
+        return crop_centred(require_finite(self.quick.to_image(y_hat, quality)), size).clamp(0, 1)
 
     @contextmanager
     def bounded(self, height: int, width: int, arithmetic: str = "fp32") -> Iterator[None]:

@@ -14,9 +14,15 @@ log.jsonl holds one object a line, told apart by "event":
 
 from __future__ import annotations
 
+import errno
 import json
+import math
+import os
 import sys
+import threading
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -73,21 +79,38 @@ class TrainLog:
     def __init__(
         self, folder: Path | None, first: bool, step: int, total: int, tensorboard: bool, validated: int
     ) -> None:
-        self.first, self.file, self.board = first, None, None
+        self.first, self.file, self.board, self.told = first, None, None, set()
         on_terminal = sys.stderr.isatty()
         self.bar = tqdm(total=total, initial=step, unit="step", disable=not (first and on_terminal), smoothing=0.05)
         if folder and first:
-            forget_after(folder / LOG_NAME, step, validated)
-            self.file = (folder / LOG_NAME).open("a", buffering=1)
-            self.board = open_board(folder / TENSORBOARD_NAME, step) if tensorboard else None
+            self.file = self._opened(LOG_NAME, lambda: LineFile(folder / LOG_NAME, step, validated))
+            if tensorboard:
+                self.board = self._opened(TENSORBOARD_NAME, lambda: open_board(folder / TENSORBOARD_NAME, step))
 
     def event(self, kind: str, step: int, values: dict[str, Any]) -> None:
         """Write one event to the file and its scalars to TensorBoard."""
-        if self.file:
-            self.file.write(json.dumps({"event": kind, "step": step, **values}) + "\n")
-        if self.board:
-            for name, value in values.items():
-                self._to_board(f"{kind}/{name}", value, step)
+        line = json.dumps(_standard({"event": kind, "step": step, **values}), allow_nan=False)
+        self._keep("file", LOG_NAME, lambda: self.file.write(line))
+        self._keep("board", TENSORBOARD_NAME, lambda: self._to_board(kind, values, step))
+
+    def _opened(self, name: str, open_it: Callable[[], Any]) -> Any:
+        try:
+            return open_it()
+        except OSError as error:
+            self._stopped(name, error)
+
+    def _keep(self, part: str, name: str, write: Callable[[], None]) -> None:
+        """Write to a log that is kept; where that cannot be done, as on a full disk, the run goes on without it."""
+        if getattr(self, part) is None:
+            return
+        try:
+            write()
+        except OSError as error:
+            setattr(self, part, None)
+            self._stopped(name, error)
+
+    def _stopped(self, name: str, error: OSError) -> None:
+        self.say(f"note: {name} cannot be written ({error.strerror or error}) and ends here; the run goes on")
 
     def _to_board(self, name: str, value: Any, step: int) -> None:
         if isinstance(value, list) and all(isinstance(v, int | float) for v in value):
@@ -101,28 +124,77 @@ class TrainLog:
 
     def image(self, name: str, pixels, step: int) -> None:
         """An image uint8 (H, W, 3) for TensorBoard."""
-        if self.board:
-            self.board.add_image(name, pixels, step, dataformats="HWC")
+        self._keep("board", TENSORBOARD_NAME, lambda: self.board.add_image(name, pixels, step, dataformats="HWC"))
+
+    def advance(self) -> None:
+        """One step more on the bar."""
+        self._show(self.bar.update)
 
     def interval(self, text: str) -> None:
         """The line an interval: beside the bar on a terminal, on a line of its own elsewhere."""
         if self.bar.disable:
             self.say(text)
         else:
-            self.bar.set_postfix_str(text.partition("  ")[2])
+            self._show(lambda: self.bar.set_postfix_str(text.partition("  ")[2]))
 
     def say(self, text: str) -> None:
         """A line on stderr, from the first process, above the bar if there is one."""
         if self.first:
-            tqdm.write(text, file=sys.stderr)
-            sys.stderr.flush()
+            self._show(lambda: print_line(text))
+
+    def say_once(self, text: str) -> None:
+        """The same, unless it has been said."""
+        if text not in self.told:
+            self.told.add(text)
+            self.say(text)
+
+    def _show(self, action: Callable[[], Any]) -> None:
+        """Do something on the screen; that nobody listens any more, a terminal that was closed, ends no run."""
+        with suppress(OSError):
+            action()
 
     def close(self) -> None:
         """Close the bar and the files."""
-        self.bar.close()
-        for part in (self.file, self.board):
-            if part:
-                part.close()
+        self._show(self.bar.close)
+        self._keep("file", LOG_NAME, lambda: self.file.close())
+        self._keep("board", TENSORBOARD_NAME, lambda: self.board.flush())  # which tells what its thread has met
+        self._keep("board", TENSORBOARD_NAME, lambda: self.board.close())
+
+
+def print_line(text: str) -> None:
+    """A line on stderr, above a bar."""
+    tqdm.write(text, file=sys.stderr)
+    sys.stderr.flush()
+
+
+class LineFile:
+    """A file of lines that is complete after each, and holds no half of one that found no room."""
+
+    def __init__(self, path: Path, step: int, validated: int) -> None:
+        forget_after(path, step, validated)
+        self.file = path.open("ab", buffering=0)
+
+    def write(self, line: str) -> None:
+        """One line more. Raises OSError, and leaves the file as it was, where it does not fit."""
+        data, size = f"{line}\n".encode(), os.fstat(self.file.fileno()).st_size
+        try:
+            if self.file.write(data) < len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError:
+            os.ftruncate(self.file.fileno(), size)
+            raise
+
+    def close(self) -> None:
+        self.file.close()
+
+
+def _standard(value: Any) -> Any:
+    """The value as JSON can have it: null for what is no finite number."""
+    if isinstance(value, dict):
+        return {key: _standard(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_standard(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def forget_after(path: Path, step: int, validated: int) -> None:
@@ -150,7 +222,15 @@ def open_board(folder: Path, step: int):
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise UserError("TensorBoard is not installed; pip install tensorboard, or give --no-tensorboard") from error
+    threading.excepthook = leave_to_main
     return SummaryWriter(folder, purge_step=step + 1)
+
+
+def leave_to_main(args: threading.ExceptHookArgs) -> None:
+    """Of an error in TensorBoard's thread say nothing there: its next call from the main thread raises it."""
+    if isinstance(args.exc_value, OSError) and type(args.thread).__module__.startswith("tensorboard."):
+        return
+    threading.__excepthook__(args)
 
 
 def gpu_memory(device: torch.device) -> float | None:

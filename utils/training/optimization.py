@@ -82,16 +82,19 @@ def freeze_all_but_decoder(model: nn.Module) -> None:
 
 @dataclass(frozen=True)
 class Schedule:
-    """The learning rate as a function of the step alone, so that resuming needs nothing else."""
+    """The learning rate as a function of the step alone, so that resuming needs nothing else.
+
+    Where a run has changed its batch size, steps are counted as if all had had the present one.
+    """
 
     kind: str  # constant, step (a tenth from each milestone on), cosine (to a hundredth), linear (to 0 at the end)
     rate: float
     warmup: int
-    total: int
+    total: float
     milestones: tuple[int, ...]
     cooldown: float = 0.4  # share of all steps in which a linear schedule falls; before them it is constant
 
-    def __call__(self, step: int) -> float:
+    def __call__(self, step: float) -> float:
         """The rate of a step, counted from 0."""
         rate = self.rate * min(1.0, (step + 1) / self.warmup) if self.warmup else self.rate
         if self.kind == "step":

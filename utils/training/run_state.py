@@ -8,8 +8,8 @@ A checkpoint's keys, read with utils/codec/checkpoint.py:
     ema              None, or {"decay", "trained"}: the weights that are being trained
     optimizer, aux_optimizer, scaler     their state_dict()
     scheduler        the learning rate's schedule, for information: it is a function of the step
-    step, best, validated, not_finite    steps done, best validation loss, step of the last validation, skipped steps
-                     {"in_row", "total"}
+    step, seen, best, validated, not_finite    steps done, images seen, best validation loss, step of the last
+                     validation, skipped steps {"in_row", "total"}
     rng              states of torch's generators
     flags, data      the command line's settings; {"images", "hash"} of the list of training images
 """
@@ -42,10 +42,17 @@ class RunState:
     average: Average | None
     flags: dict[str, Any]
     data: dict[str, Any]
+    batch: int = 1  # images that a step takes, of all processes
     step: int = 0
+    seen: int = 0
     best: float | None = None
     validated: int = -1
     not_finite: dict[str, int] = field(default_factory=lambda: {"in_row": 0, "total": 0})
+
+    @property
+    def progress(self) -> float:
+        """How many steps of the present size the images seen make: what the schedule counts in."""
+        return self.seen / self.batch
 
     @property
     def usable(self) -> SliceCompressionModel:
@@ -55,7 +62,7 @@ class RunState:
     def to_checkpoint(self) -> dict[str, Any]:
         """Everything, as described above."""
         average = self.average and {"decay": self.average.decay, "trained": self.model.state_dict()}
-        plain = ("step", "best", "validated", "not_finite", "flags", "data")
+        plain = ("step", "seen", "best", "validated", "not_finite", "flags", "data")
         return {
             "format": FORMAT,
             "model": {"name": self.name, "config": self.model.config},
@@ -81,7 +88,17 @@ class RunState:
             self.scaler.load_state_dict(content["scaler"])
         for key in ("step", "best", "validated", "not_finite"):
             setattr(self, key, content[key])
+        self.seen = images_seen(content, self.flags.get("processes", 1))
         set_random_state(content["rng"])
+
+
+def images_seen(content: dict[str, Any], processes: int) -> int:
+    """The images that a checkpoint's run has seen; older ones do not say it, and of them not all how many `processes`
+    there were."""
+    if "seen" in content:
+        return content["seen"]
+    flags = content["flags"]
+    return content["step"] * flags["batch_size"] * flags["accumulate"] * flags.get("processes", processes)
 
 
 def random_state() -> dict[str, Any]:

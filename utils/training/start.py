@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from models import MODELS, build_model, default_config, load_model
+from models import MODELS, build_model, default_config
 from utils.cli import UserError
-from utils.codec.checkpoint import read_checkpoint
-from utils.training.flags import requested_options, settings
+from utils.codec.checkpoint import load_model, other_checkpoints, read_checkpoint
+from utils.training.flags import requested_options
 
 if TYPE_CHECKING:
     from models.base import SliceCompressionModel
@@ -62,16 +62,32 @@ def build(name: str, options: dict[str, Any]) -> SliceCompressionModel:
 
 def go_on(args: argparse.Namespace, path: Path) -> Start:
     """The model and the whole state of a checkpoint that train.py wrote."""
-    content = read_checkpoint(path)
-    missing = [key for key in TRAINING_STATE if key not in content]
-    if missing:
-        raise UserError(f"{path}: holds weights but no training state ({', '.join(missing)}); use --checkpoint alone")
+    content = read_state(path)
     name, config = content["model"]["name"], content["model"]["config"]
     check_model(args, path, name, config)
     if bool(content["ema"]) != bool(args.ema):
         raise UserError(f"--ema {args.ema}: {path} was trained with --ema {content['flags']['ema']}; give the same")
-    text = f"going on with {path} after step {content['step']}{changes(content['flags'], settings(args))}"
+    text = f"going on with {path} after step {content['step']}"
     return Start(name, build_model(name, **config), content, text)
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """A checkpoint to go on with. Raises UserError, naming others of the run where this one cannot be used."""
+    other = next(iter(other_checkpoints(path)), None)
+    way_out = f"; to go on with the newest: --checkpoint {other} --continue_train" if other else ""
+    try:
+        content = read_checkpoint(path)
+    except UserError as error:
+        raise UserError(f"{error}{way_out}") from error
+    missing = [key for key in TRAINING_STATE if key not in content]
+    if missing:
+        raise UserError(f"{path}: holds weights but no training state ({', '.join(missing)}); use --checkpoint alone")
+    from models.checkpoints.loading import not_finite  # here, as CompressAI takes seconds to load
+
+    broken = not_finite(content["state_dict"]) or not_finite((content["ema"] or {}).get("trained", {}))
+    if broken:
+        raise UserError(f"{path}: holds numbers that are not finite (NaN or Inf) in {broken}{way_out}")
+    return content
 
 
 def changes(before: dict[str, Any], now: dict[str, Any]) -> str:
@@ -103,7 +119,7 @@ def from_weights(args: argparse.Namespace) -> Start:
     config = {**source.config, "variable_rate": source.variable_rate or args.variable_rate}
     check_model(args, args.checkpoint, name, config)
     model = build_model(name, **config)
-    from models.loading import TABLES  # here, as CompressAI takes seconds to load
+    from models.checkpoints.loading import TABLES  # here, as CompressAI takes seconds to load
 
     # entropy tables are left out: training makes them stale
     weights = {key: value for key, value in source.state_dict().items() if not TABLES.search(key)}

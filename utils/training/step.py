@@ -55,7 +55,7 @@ def train_step(
 
     Raises UserError where MOST_NOT_FINITE steps in a row had to be skipped.
     """
-    set_rate(state.optimizer, state.schedule(state.step))
+    set_rate(state.optimizer, state.schedule(state.progress))
     state.optimizer.zero_grad()
     state.aux_optimizer.zero_grad()
     passes, waited, passed_over = [], 0.0, 0.0
@@ -134,6 +134,7 @@ def move_weights(state: RunState, finite: bool) -> None:
         state.aux_optimizer.step()
     state.scaler.update()
     state.step += 1
+    state.seen += state.batch
     state.not_finite["in_row"] = 0 if finite else state.not_finite["in_row"] + 1
     state.not_finite["total"] += not finite
     if finite and state.average:

@@ -1,8 +1,8 @@
 """Checkpoint to model: which model a file holds, and of what size, is read off its tensors.
 
 Released checkpoints say nothing about themselves beyond names and shapes; they may carry a leading `module.` after
-multi-GPU training, CompressAI's names from before 1.2.7, and entropy tables empty, filled or absent. Files written by
-this project record their constructor's arguments.
+multi-GPU training, CompressAI's names from before 1.2.7, and entropy tables empty, filled or absent
+(models/checkpoints/weights.py). Files written by this project record their constructor's arguments.
 """
 
 from __future__ import annotations
@@ -12,50 +12,74 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from models import build_model
 from models.base import SliceCompressionModel
-from models.integers import from_integers
-from utils.cli import UserError
-from utils.codec.checkpoint import read_checkpoint
+from models.checkpoints.integers import from_integers
+from models.checkpoints.reading import CheckpointError, read_content
+from models.checkpoints.weights import CODECS, StateDict, find_weights, recorded_model
 
-StateDict = dict[str, Tensor]
 TABLES = re.compile(r"(entropy_bottleneck|gaussian_conditional)\.(_offset|_quantized_cdf|_cdf_length|scale_table)$")
-OLD_PRIOR = re.compile(r"entropy_bottleneck\._(matrix|bias|factor)(\d)$")
-NEW_PRIOR = {"matrix": "matrices", "bias": "biases", "factor": "factors"}
 
 
 def load_model(path: str | Path, device: str | torch.device = "cpu") -> SliceCompressionModel:
     """The model that a checkpoint holds, in eval mode with entropy tables ready.
 
-    Raises UserError, naming file and cause, for a file that is no checkpoint, of no known model, or whose tensors are
-    not exactly those of its model.
+    Raises CheckpointError, naming file and cause, for a file that is no checkpoint, of no known model, whose tensors
+    are not exactly those of its model, or hold a number that is not finite.
     """
-    content = read_checkpoint(path)
-    recorded = content.get("model")
-    weights = published_names(content.get("state_dict", content))
-    weights |= {name: from_integers(integers) for name, integers in content.get("integers", {}).items()}
     try:
-        name, config = (recorded["name"], recorded["config"]) if recorded else detect(weights)
+        return model_of(read_content(path)).to(device).eval()
+    except CheckpointError:
+        raise
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+
+
+def model_of(content: dict[Any, Any]) -> SliceCompressionModel:
+    """The model of what `read_content` read. Raises ValueError, saying why there is none."""
+    weights = find_weights(content)
+    weights |= {name: from_integers(integers) for name, integers in content.get("integers", {}).items()}
+    weights = {n: t.float() if t.is_floating_point() else t for n, t in weights.items()}
+    name, config = identify(content, weights)
+    try:
         model = build_model(name, **config)
-    except (ValueError, TypeError, KeyError, IndexError) as error:
-        raise UserError(f"{path}: no model that this program knows ({error})") from error
+    except (ValueError, TypeError, KeyError, RuntimeError, ZeroDivisionError) as error:
+        raise ValueError(f"no model that this program knows ({error})") from error
     problems = differences(model, weights)
     if problems:
-        raise UserError(f"{path}: does not hold the tensors of {name}: {problems}")
-    model.load_state_dict({n: t.float() if t.is_floating_point() else t for n, t in weights.items()}, strict=False)
-    model.update()
-    return model.to(device).eval()
+        raise ValueError(f"does not hold the tensors of {name}: {problems}")
+    broken = not_finite(weights)
+    if broken:
+        raise ValueError(f"holds numbers that are not finite (NaN or Inf) in {broken}; use an earlier checkpoint")
+    try:
+        model.load_state_dict(weights, strict=False)
+        model.update()
+    except (ValueError, RuntimeError) as error:
+        raise ValueError(f"its entropy tables are damaged ({str(error).splitlines()[0]}); fetch it again") from error
+    return model
 
 
-def published_names(weights: dict[str, Any]) -> StateDict:
-    """Tensors under the names of CompressAI 1.2.7 and later, without `module.`; what is no tensor is left out."""
+def identify(content: dict[Any, Any], weights: StateDict) -> tuple[str, dict[str, Any]]:
+    """(name, constructor arguments), as recorded or as the tensors say. Raises ValueError where they say nothing."""
+    recorded = recorded_model(content)
+    if recorded:
+        return recorded["name"], recorded["config"]
+    if not weights:
+        keys = few([str(key) for key in content]) or "nothing"
+        raise ValueError(f"no model that this program knows: no tensors in it, only {keys}; save model.state_dict()")
+    try:
+        return detect(weights)
+    except (ValueError, KeyError, IndexError) as error:
+        missing = f"{error.args[0]} is missing" if isinstance(error, KeyError) else str(error)
+        shapes = few([f"{name} {tuple(tensor.shape)}" for name, tensor in weights.items()])
+        raise ValueError(f"no model that this program knows: {missing}; its tensors are {shapes}") from error
 
-    def published(name: str) -> str:
-        return OLD_PRIOR.sub(lambda m: f"entropy_bottleneck.{NEW_PRIOR[m[1]]}.{m[2]}", name.removeprefix("module."))
 
-    return {published(name): value for name, value in weights.items() if isinstance(value, Tensor)}
+def not_finite(weights: StateDict) -> str:
+    """The names of the tensors that hold NaN or Inf, in words; empty where there are none."""
+    floating = {n: t for n, t in weights.items() if t.is_floating_point() and t.numel()}
+    return few([n for n, t in floating.items() if not torch.stack(torch.aminmax(t)).isfinite().all()])
 
 
 def differences(model: SliceCompressionModel, weights: StateDict) -> str:
@@ -69,10 +93,11 @@ def differences(model: SliceCompressionModel, weights: StateDict) -> str:
         if n in weights and not TABLES.search(n) and weights[n].shape != own[n].shape
     ]
     parts = (("missing", missing), ("not expected", surplus), ("of another shape", shapes))
-    return "; ".join(f"{what}: {_few(names)}" for what, names in parts if names)
+    return "; ".join(f"{what}: {few(names)}" for what, names in parts if names)
 
 
-def _few(names: list[str], most: int = 3) -> str:
+def few(names: list[str], most: int = 3) -> str:
+    """The first of them, and how many more there are."""
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
@@ -82,7 +107,14 @@ def detect(weights: StateDict) -> tuple[str, dict[str, Any]]:
         return "dcae", _detect_dcae(weights)
     if "h_mean_s.0.conv.weight" in weights:
         return ("icwem" if "inv.operations.0.weight" in weights else "tcm-large"), _detect_tcm(weights)
-    raise ValueError("its tensors are neither DCAE's nor TCM's nor ICWEM's")
+    if any(CODECS in name for name in weights):
+        raise ValueError(
+            "it has the names that CompressAI gives to its own DCAE or TCM, whose layers order channels differently; "
+            "use the checkpoint that the paper's authors released"
+        )
+    raise ValueError(
+        "its tensors are neither DCAE's nor TCM's nor ICWEM's, which have h_z_s1.0.weight or h_mean_s.0.conv.weight"
+    )
 
 
 def _count(weights: StateDict, pattern: str) -> int:
