@@ -17,7 +17,6 @@ if __name__ == "__main__":
     speak_while_loading()
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Sequence
@@ -38,7 +37,6 @@ from utils.codec.folders import (
     Job,
     Outcome,
     Stages,
-    find_files,
     format_summary,
     gather,
     kept,
@@ -47,11 +45,14 @@ from utils.codec.folders import (
     summarise,
 )
 from utils.codec.targets import compress_to_target
-from utils.data.images import SUFFIXES, comment_of, find_images, read_image, to_tensor, to_uint8, write_png
+from utils.data.formats import SUFFIXES
+from utils.data.images import comment_of, read_image, to_tensor, to_uint8, write_png
+from utils.data.listing import LeftOut, Listing, describe_left_out, list_files, list_images
 from utils.data.reconstructions import output_names
 from utils.devices import choose_device
 from utils.files import atomic_write, require_writable
 from utils.inference.memory import engine_options, keep_memory
+from utils.text import printable, to_json
 
 if TYPE_CHECKING:
     from models.base import SliceCompressionModel
@@ -99,16 +100,28 @@ def check_quality(model: SliceCompressionModel, quality: float | None) -> float 
     return (quality or DEFAULT_QUALITY) if model.variable_rate else None
 
 
-def plan(args: argparse.Namespace) -> list[Job]:
-    """What is read and written, with the folder structure kept."""
+def list_bin_files(data: Path, recursive: bool) -> Listing:
+    """The .bin files of a folder, or the one file that `data` is. Raises UserError where there is none."""
+    found = list_files(data, (".bin",), recursive)
+    if not found.paths:
+        hint = "" if recursive else "; --recursive looks into subfolders"
+        left = f"; {describe_left_out(found.left_out)}" if found.left_out else ""
+        raise UserError(f"--data {data}: holds no .bin files{hint}{left}")
+    return found
+
+
+def plan(args: argparse.Namespace) -> tuple[list[Job], LeftOut]:
+    """What is read and written, with the folder structure kept, and what was left out."""
     compressing = args.mode == "compress"
-    sources = find_images(args.data, args.recursive) if compressing else find_files(args.data, ".bin", args.recursive)
+    listing = (list_images if compressing else list_bin_files)(args.data, args.recursive)
+    sources = listing.paths
     single = one_file(args, ".bin" if compressing else ".png")
     if single:
-        return [Job(sources[0].name, sources[0], single)]
+        return [Job(printable(sources[0].name), sources[0], single)], listing.left_out
     names = [source.relative_to(args.data if args.data.is_dir() else args.data.parent) for source in sources]
     targets = output_names(names, ".bin" if compressing else ".png")
-    return [Job(str(name), source, args.save_path / target) for name, source, target in zip(names, sources, targets)]
+    jobs = [Job(printable(str(n)), source, args.save_path / t) for n, source, t in zip(names, sources, targets)]
+    return jobs, listing.left_out
 
 
 def one_file(args: argparse.Namespace, suffix: str) -> Path | None:
@@ -222,7 +235,7 @@ def main(argv: Sequence[str]) -> int:
     if args.threads:
         torch.set_num_threads(args.threads)
     args.threads = torch.get_num_threads()
-    jobs = plan(args)
+    jobs, left_out = plan(args)
     if args.overwrite:
         refuse_overwriting(jobs, args.mode)
     require_writable(jobs[0].target, "--save_path")
@@ -250,8 +263,8 @@ def main(argv: Sequence[str]) -> int:
     outcomes = gather(run_jobs(jobs, stages, args.overwrite, args.mode, args.jobs))
     if outcomes is None:
         return 0
-    summary = summarise(outcomes)
-    print(json.dumps({"mode": args.mode, **summary}, indent=2) if args.json else format_summary(summary))
+    summary = summarise(outcomes, left_out)
+    print(to_json({"mode": args.mode, **summary}) if args.json else format_summary(summary))
     return 2 if summary["total"]["failed"] else 0
 
 

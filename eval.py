@@ -18,6 +18,7 @@ if __name__ == "__main__":
     speak_while_loading()
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,14 +28,16 @@ import torch
 from models.layers.gain import is_quality
 from utils.cli import UserError, run_program
 from utils.codec.checkpoint import DEFAULT_CHECKPOINT
+from utils.data.listing import closing_line
 from utils.data.reconstructions import ImageFile, list_images, refuse_overwriting
 from utils.devices import choose_device
 from utils.evaluation.curve import Point, Report, evaluate_point, plan_points
 from utils.evaluation.report import ReportFolder, require_report_folder
-from utils.evaluation.results import make_results, to_json, write_results
+from utils.evaluation.results import make_results, write_results
 from utils.evaluation.tables import format_curve, format_point
 from utils.files import require_writable
 from utils.inference.memory import add_inference_flags, engine_options, keep_memory
+from utils.text import to_json
 
 
 def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
@@ -124,7 +127,8 @@ def main(argv: Sequence[str]) -> int:
     check_flags(args)
     if args.max_memory is None:
         keep_memory()
-    device, images = choose_device(args.device, args.cuda), list_images(args.data, args.recursive)
+    device = choose_device(args.device, args.cuda)
+    images, left_out = list_images(args.data, args.recursive)
     points = plan_points(check_checkpoints(args.checkpoint), args.quality, args.save_path)
     output = args.output or (args.save_path or Path()) / "results.json"
     require_writable(output, "--output" if args.output else "--save_path" if args.save_path else "results.json")
@@ -138,7 +142,7 @@ def main(argv: Sequence[str]) -> int:
     results = evaluate_points(args, points, images, device, report, page)
     if not results:
         raise UserError(f"--data {args.data}: not one of {len(images)} image(s) could be evaluated")
-    curve = make_results(*describe(args, results), results)
+    curve = make_results(*describe(args, results), results, left_out)
     write_results(output, curve)
     if page:
         page.write(curve)
@@ -146,6 +150,8 @@ def main(argv: Sequence[str]) -> int:
         print(to_json(curve))
     else:
         print_tables(curve["points"], args.real)
+    failed = sum(image.path in report.failed_files for image in images)
+    print(closing_line(len(images) - failed, 0, failed, left_out), file=sys.stderr)
     return 2 if report.failures else 0
 
 

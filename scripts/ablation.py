@@ -25,11 +25,12 @@ from typing import Any
 import project_root  # noqa: F401
 
 from utils.cli import UserError, run_program
-from utils.evaluation.results import read_results, to_json
+from utils.evaluation.results import read_results
 from utils.figures import small_ablation
 from utils.figures.bd_rate import compare
 from utils.figures.rd_curves import Curve, load_curve
 from utils.tables import format_number, format_table
+from utils.text import to_json
 
 PAPER = Path(__file__).parent.parent / "results" / "paper_ablations.json"
 TABLES: dict[str, dict[str, Any]] = json.loads(PAPER.read_text(encoding="utf-8"))["tables"]

@@ -19,10 +19,10 @@ from dataclasses import asdict, replace
 import project_root  # noqa: F401
 
 from utils.cli import UserError, run_program
-from utils.evaluation.results import to_json
 from utils.figures.bd_rate import METHODS, Comparison, Interval, compare
 from utils.figures.rd_curves import METRICS, Curve, describe_curves, load_curve
 from utils.tables import format_number, format_table
+from utils.text import to_json
 
 
 def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
@@ -43,12 +43,15 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def load(reference: str, metric: str, limits: Sequence[float] | None) -> Curve:
-    """The curve, cut to `limits` in bpp. Raises UserError if nothing of it is left."""
+    """The curve, cut to `limits` in bpp. Raises UserError if less than two points of it are left."""
     curve = load_curve(reference, metric)
     low, high = limits or (0, float("inf"))
     points = [point for point in curve.points if low <= point[0] <= high]
-    if not points:
-        raise UserError(f"{reference}: has no points{' within --bpp' if limits else ''}")
+    if len(points) < 2:
+        where = " within --bpp" if limits else ""
+        left = f" ({'; '.join(curve.notes)})" if curve.notes else ""
+        found = "one point" if points else "no points"
+        raise UserError(f"{reference}: has {found}{where}, and two are needed{left}")
     bpp, quality = zip(*points)
     return replace(curve, bpp=bpp, quality=quality)
 

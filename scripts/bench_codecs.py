@@ -28,7 +28,8 @@ import torch
 from tqdm import tqdm
 
 from utils.cli import UserError, run_program
-from utils.data.images import find_images, read_image, to_tensor
+from utils.data.images import read_image, to_tensor
+from utils.data.listing import find_images
 from utils.evaluation.evaluation import QUANTITIES, Record, average, distortion
 from utils.evaluation.results import make_results, write_results
 from utils.figures.classical_codecs import CODECS, ClassicalCodec

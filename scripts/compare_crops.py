@@ -22,13 +22,15 @@ import numpy as np
 import project_root  # noqa: F401
 
 from utils.cli import UserError, run_program
-from utils.data.images import find_images, read_image, to_tensor
+from utils.data.images import read_image, to_tensor
+from utils.data.listing import find_images
 from utils.devices import choose_device
 from utils.figures.plots import check_format, save_figure
 from utils.figures.side_by_side import Reconstruction, Source, parse_source
 from utils.files import require_writable
 from utils.metrics import bpp, psnr
 from utils.tables import format_number, format_table
+from utils.text import printable
 
 HEIGHT = 2.2  # inches of a crop
 FAR_OFF = 0.05  # relative difference of sizes that is worth a warning
@@ -121,7 +123,7 @@ def draw(rows: Sequence[Row], labels: Sequence[str]):
             place.imshow(pixels, interpolation="nearest" if pixels.shape != row.pixels.shape else "antialiased")
             place.set(xticks=[], yticks=[])
         line[0].add_patch(Rectangle((left, top), width, height, fill=False, edgecolor="red", linewidth=1.2))
-        captions = [row.path.stem, "original", *map("{}\n{}".format, labels, map(row.caption, row.results))]
+        captions = [printable(row.path.stem), "original", *map("{}\n{}".format, labels, map(row.caption, row.results))]
         for place, caption in zip(line, captions):
             place.set_xlabel(caption, fontsize="small")
     return figure
@@ -134,7 +136,7 @@ def format_rows(rows: Sequence[Row], labels: Sequence[str]) -> str:
         for label, result in zip(labels, row.results):
             size = "n/a" if result.bytes is None else str(result.bytes)
             numbers = (size, format_number(row.rate(result), 4), format_number(row.quality(result), 2))
-            lines.append((row.path.name, label, result.setting, *numbers))
+            lines.append((printable(row.path.name), label, result.setting, *numbers))
     return format_table(("image", "source", "setting", "bytes", "bpp", "PSNR dB"), lines)
 
 

@@ -25,11 +25,12 @@ from tqdm import tqdm
 from models import MODELS, default_config
 from utils.cli import UserError, run_program
 from utils.devices import processor
-from utils.evaluation.results import to_json, write_results
+from utils.evaluation.results import write_results
 from utils.files import require_writable
 from utils.inference.memory import keep_memory
 from utils.measuring.runs import in_new_process
 from utils.tables import format_number, format_table
+from utils.text import to_json
 
 PAPER = Path(__file__).parent.parent / "results" / "paper_table1.json"
 NAMES_IN_PAPER = {"dcae": "DCAE", "tcm-large": "TCM", "elic": "ELIC"}

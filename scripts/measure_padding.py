@@ -17,7 +17,8 @@ import torch
 from utils.cli import run_program
 from utils.codec.checkpoint import load_model
 from utils.codec.codec import Codec
-from utils.data.images import find_images, read_image, to_tensor
+from utils.data.images import read_image, to_tensor
+from utils.data.listing import find_images
 from utils.tables import format_table
 
 SIZES = ((130, 130), (200, 312), (255, 383), (300, 500), (400, 450))

@@ -23,7 +23,8 @@ from models import MODELS, build_model
 from models.base import SliceCompressionModel
 from utils.cli import run_program
 from utils.codec.checkpoint import load_model
-from utils.data.images import find_images, read_image, to_tensor
+from utils.data.images import read_image, to_tensor
+from utils.data.listing import find_images
 from utils.data.padding import pad_centred
 from utils.inference.engine import Engine
 from utils.measuring.environments import environment

@@ -23,10 +23,11 @@ from utils.cli import UserError, run_program
 from utils.codec.checkpoint import DEFAULT_CHECKPOINT, load_model
 from utils.codec.codec import Codec
 from utils.codec.targets import KINDS, Target, compress_to_target
-from utils.data.images import find_images, read_image, to_tensor
-from utils.evaluation.results import to_json
+from utils.data.images import read_image, to_tensor
+from utils.data.listing import find_images
 from utils.metrics import bpp, psnr, quantise_8_bit
 from utils.tables import format_table
+from utils.text import printable, to_json
 
 UNITS = {"bpp": "bpp", "size": "bytes", "psnr": "dB"}
 
@@ -77,7 +78,7 @@ def measure_image(codec: Codec, path: Path, args: argparse.Namespace) -> list[Ou
     for target in (target for quality in args.quality for target in targets_at(codec, x, quality)):
         trial = compress_to_target(codec, x, target)
         found = target.kind, target.value, trial.reached, trial.quality, trial.trials
-        outcomes.append(Outcome(path.name, *found))
+        outcomes.append(Outcome(printable(path.name), *found))
     return outcomes
 
 

@@ -31,7 +31,8 @@ import project_root  # noqa: F401
 from tqdm import tqdm
 
 from utils.cli import UserError, run_program
-from utils.data.images import find_images, read_image
+from utils.data.images import read_image
+from utils.data.listing import Listing, describe_left_out, list_images
 from utils.data.split import name_hash
 from utils.files import atomic_write, require_writable
 
@@ -53,14 +54,15 @@ class Checked:
 def main(argv: Sequence[str]) -> None:
     args = parse_arguments(argv)
     require_writable(args.save_path / LIST, "--save_path")
-    paths = by_name(find_images(args.data, recursive=True))
+    found = list_images(args.data, recursive=True)
+    paths = by_name(found)
     chosen = listed(args, paths) if args.list else selected(args, paths)
     refuse_others(args.save_path, chosen)
     for name in tqdm(chosen, desc="placing images", unit="image", disable=None):
         place(paths[Path(name).name], args.save_path / name, args.copy)
     with atomic_write(args.save_path / LIST) as file:
-        file.write("".join(f"{digest}  {name}\n" for name, digest in sorted(chosen.items())).encode())
-    print(f"{args.save_path / LIST}: {len(chosen)} images")
+        file.write(os.fsencode("".join(f"{digest}  {name}\n" for name, digest in sorted(chosen.items()))))
+    print(f"{args.save_path / LIST}: {len(chosen)} images; of {args.data} {describe_left_out(found.left_out)}")
 
 
 def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
@@ -90,9 +92,15 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     return args
 
 
-def by_name(found: Sequence[Path]) -> dict[str, Path]:
-    """File name -> path. OpenImages' names are unique: what lies in two folders is the same image."""
-    return {path.name: path for path in reversed(found)}
+def by_name(found: Listing) -> dict[str, Path]:
+    """File name -> path. OpenImages' names are unique: what lies in two folders is the same image.
+
+    A name of several lines is left out: no list of lines could hold it.
+    """
+    for path in found.paths:
+        if "\n" in path.name:
+            found.leave_out("with a line break in the name", Path(path.name))
+    return {path.name: path for path in reversed(found.paths) if "\n" not in path.name}
 
 
 # ---- which images --------------------------------------------------------------------------------------------------
@@ -131,8 +139,8 @@ def listed(args: argparse.Namespace, paths: dict[str, Path]) -> dict[str, str]:
 def read_list(path: Path) -> dict[str, str]:
     """Name -> hash. Raises UserError where the file is no such list."""
     try:
-        rows = [line.split("  ", 1) for line in path.read_text().splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
+        rows = [line.split("  ", 1) for line in os.fsdecode(path.read_bytes()).removesuffix("\n").split("\n")]
+    except OSError as error:
         raise UserError(f"--list {path}: cannot be read ({error})") from error
     wrong = [
         row for row in rows if len(row) != 2 or len(row[0]) != 64 or row[1].split("/")[:-1] not in (["train"], ["test"])
@@ -151,12 +159,12 @@ def look_at_all(names: Sequence[str], paths: dict[str, Path], args: argparse.Nam
     known = read_journal(journal)
     rest = iter(names)
     processes = ProcessPoolExecutor(args.num_workers, multiprocessing.get_context("fork"), ignore_ctrl_c)
-    with processes, journal.open("a") as notes:
+    with processes, journal.open("ab") as notes:
         while block := list(islice(rest, BLOCK * args.num_workers)):
             fresh = [paths[n] for n in block if n not in known or known[n].size != paths[n].stat().st_size]
             for one in processes.map(look_at, fresh, chunksize=BLOCK // 4):
                 known[one.name] = one
-                notes.write(f"{one.size}\t{one.short}\t{one.digest}\t{one.name}\n")
+                notes.write(os.fsencode(f"{one.size}\t{one.short}\t{one.digest}\t{one.name}\n"))
             notes.flush()
             yield from (known[name] for name in block)
 
@@ -190,7 +198,7 @@ def read_journal(path: Path) -> dict[str, Checked]:
     whole = data[: data.rfind(b"\n") + 1]
     if len(whole) < len(data):
         os.truncate(path, len(whole))
-    rows = (line.split("\t", 3) for line in whole.decode().splitlines())
+    rows = (line.split("\t", 3) for line in os.fsdecode(whole).split("\n")[:-1])
     return {name: Checked(name, int(size), int(short), digest) for size, short, digest, name in rows}
 
 

@@ -24,7 +24,8 @@ import torch
 from torch import Tensor
 
 from utils.cli import UserError, run_program
-from utils.data.images import find_images, read_image, to_tensor
+from utils.data.images import read_image, to_tensor
+from utils.data.listing import find_images
 from utils.data.padding import padding_of
 from utils.devices import choose_device
 from utils.evaluation.curve import Point, load_for
@@ -33,6 +34,7 @@ from utils.figures.dictionary_maps import Use, attention_maps, effective_number,
 from utils.figures.plots import FORMATS, new_figure, save_figure
 from utils.files import require_writable
 from utils.tables import format_table
+from utils.text import printable
 
 if TYPE_CHECKING:
     from models.base import SliceCompressionModel
@@ -217,7 +219,7 @@ def main(argv: Sequence[str]) -> None:
             check_numbers(args, model, maps[0].shape[-1])
         uses.append([Use.of(m) for m in maps])
         if len(images) < args.images:
-            images.append(Shown(path.name, pixels, maps, model.size_multiple))
+            images.append(Shown(printable(path.name), pixels, maps, model.size_multiple))
     number, head = args.slice - 1, args.head and args.head - 1
     chosen = [entry - 1 for entry in args.entries or []]
     chosen = chosen or most_telling([image.maps[number] for image in images], head, 4)

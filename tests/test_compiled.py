@@ -96,7 +96,7 @@ def test_nothing_is_compiled_for_a_file_of_another_model(tmp_path, exported, mon
     """A file may say any size."""
     codec = compiling("dcae", tmp_path)
     data = Codec(toy_model("dcae", salt="other")).compress(toy_image(128, 128))
-    args = argparse.Namespace(compile=True, jobs=1)
+    args = argparse.Namespace(compile=True, jobs=1, checkpoint=Path("x"), random_weights=None)
     with pytest.raises(ModelMismatch):
         decompress(Job("x", tmp_path / "x", tmp_path / "y"), data, codec, args, set())
     assert not exported

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import signal
 from dataclasses import replace
@@ -12,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.image_files import write_png
 from utils.cli import UserError
 from utils.data.datasets import (
     DOWNSCALE_MIN,
@@ -27,6 +29,7 @@ from utils.data.datasets import (
     usable_images,
 )
 from utils.data.split import split_folder
+from utils.data.survey import survey_images
 
 PATCH = 16
 
@@ -102,6 +105,25 @@ def test_unusable_images_are_counted(tmp_path, paths):
     assert (found.paths, found.unreadable, found.small) == (paths, 1, 1)
     with pytest.raises(UserError, match="of 2 images 1 are smaller than --patch-size 16 and 1 unreadable"):
         usable_images([broken, *small], PATCH)
+
+
+def test_a_run_says_what_it_leaves_out_and_does_not_convert(tmp_path):
+    write_images(tmp_path / "train", range(3))
+    write_images(tmp_path / "test", range(1))
+    write_png(tmp_path / "train/pq.png", np.zeros((24, 30, 3), int), chunks={b"cICP": bytes([9, 16, 0, 1])})
+    (tmp_path / "train/a.psd").touch()
+    (tmp_path / "test/._0.png").touch()
+    (tmp_path / "elsewhere").mkdir()
+    write_images(tmp_path / "elsewhere", range(2))
+    (tmp_path / "train/more").symlink_to("../elsewhere")
+    args = argparse.Namespace(dataset=tmp_path, val_share=None, val_images=None, patch_size=(PATCH, PATCH))
+    survey = survey_images(args)
+    assert [path.relative_to(tmp_path / "train").as_posix() for path in survey.images.paths] == [
+        *("0.png", "1.png", "2.png"), *("more/0.png", "more/1.png"), "pq.png"
+    ]  # fmt: skip
+    assert "6 images to train on, 1 to validate on" in survey.text
+    assert "2 left out: 1 hidden (._0.png), 1 of a format that is not read (a.psd)" in survey.text
+    assert survey.text.endswith("; 1 of high dynamic range, not converted")
 
 
 # ---- which crops ---------------------------------------------------------------------------------------------------

@@ -10,6 +10,8 @@ from PIL import Image, ImageCms
 
 from utils.cli import UserError
 from utils.data import images, padding
+from utils.data.colour import EMBEDDED
+from utils.data.samples import DEEP, FIRST_FRAME
 
 
 @pytest.fixture
@@ -94,7 +96,7 @@ def test_sixteen_bit_grey_is_scaled_and_not_clipped(tmp_path):
     expected = np.repeat(np.round(samples / 257).astype(np.uint8)[..., None], 3, -1)
     for name in ("a.png", "a.tif", "a.pgm"):
         array, notes = images.read_image(tmp_path / name)
-        assert np.array_equal(array, expected) and notes == [images.DEEP], name
+        assert np.array_equal(array, expected) and notes == [DEEP], name
 
 
 @pytest.mark.parametrize("channels", [2, 3, 4])
@@ -105,20 +107,20 @@ def test_sixteen_bit_colour_is_found_out(tmp_path, channels):
     (tmp_path / "a.png").write_bytes(png_of(samples))
     array, notes = images.read_image(tmp_path / "a.png")
     colour = samples[..., [0, 0, 0]] if channels == 2 else samples[..., :3]
-    assert notes == [images.DEEP] and np.abs(array - colour / 257).max() <= 1
+    assert notes == [DEEP] and np.abs(array - colour / 257).max() <= 1
 
 
 def test_sixteen_bit_ppm_and_transparent_colours(tmp_path):
     samples = np.random.default_rng(2).integers(0, 1024, (5, 7, 3)).astype(np.uint16)
     (tmp_path / "a.ppm").write_bytes(b"P6 7 5 1023\n" + samples.astype(">u2").tobytes())
     array, notes = images.read_image(tmp_path / "a.ppm")
-    assert notes == [images.DEEP] and np.abs(array - samples / 1023 * 255).max() <= 0.51
+    assert notes == [DEEP] and np.abs(array - samples / 1023 * 255).max() <= 0.51
     (tmp_path / "rgb.png").write_bytes(png_of(samples * 64, struct.pack(">HHH", *(samples[2, 3] * 64))))
     array, notes = images.read_image(tmp_path / "rgb.png")
-    assert notes == [images.DEEP, images.WHITE] and array[2, 3].tolist() == [255] * 3
+    assert notes == [DEEP, images.WHITE] and array[2, 3].tolist() == [255] * 3
     (tmp_path / "grey.png").write_bytes(png_of(samples[..., 0] * 64, struct.pack(">H", samples[2, 3, 0] * 64)))
     array, notes = images.read_image(tmp_path / "grey.png")
-    assert notes == [images.DEEP, images.WHITE] and array[2, 3].tolist() == [255] * 3
+    assert notes == [DEEP, images.WHITE] and array[2, 3].tolist() == [255] * 3
 
 
 def test_cmyk(tmp_path):
@@ -164,7 +166,7 @@ def test_icc_profiles_are_converted(tmp_path, name):
     options = {"lossless": True} if name == "a.webp" else {"quality": 100} if name == "a.jpg" else {}
     Image.new("RGB", (16, 16), (120, 120, 120)).save(tmp_path / name, icc_profile=linear_profile(), **options)
     array, notes = images.read_image(tmp_path / name)
-    assert notes == [images.PROFILE]
+    assert notes == [EMBEDDED]
     assert np.abs(array - srgb_of_linear(np.float64(120 / 255))).max() <= 2
 
 
@@ -174,7 +176,7 @@ def test_icc_profile_of_a_grey_image_with_alpha(tmp_path, profile):
     image.putpixel((0, 0), (60, 0))
     image.save(tmp_path / "a.png", icc_profile=linear_profile(profile))
     array, notes = images.read_image(tmp_path / "a.png")
-    assert notes == [images.PROFILE, images.WHITE] and array[0, 0].tolist() == [255] * 3
+    assert notes == [EMBEDDED, images.WHITE] and array[0, 0].tolist() == [255] * 3
     assert np.abs(array[4, 4] - srgb_of_linear(np.float64(60 / 255))).max() <= 2
 
 
@@ -182,7 +184,7 @@ def test_icc_profile_of_sixteen_bit_grey(tmp_path):
     samples = np.full((8, 8), 30000, np.uint16)
     Image.fromarray(samples).save(tmp_path / "a.png", icc_profile=linear_profile("GRAY"))
     array, notes = images.read_image(tmp_path / "a.png")
-    assert notes == [images.DEEP, images.PROFILE]
+    assert notes == [DEEP, EMBEDDED]
     assert np.abs(array - srgb_of_linear(np.float64(30000 / 65535))).max() <= 2
 
 
@@ -231,7 +233,7 @@ def test_first_frame_of_several(tmp_path, pixels, name):
     frames = [Image.fromarray(255 - pixels), Image.fromarray(pixels // 2)]
     Image.fromarray(pixels).save(tmp_path / name, save_all=True, append_images=frames, lossless=True)
     array, notes = images.read_image(tmp_path / name)
-    assert np.array_equal(array, pixels) and notes == [images.FIRST_FRAME]
+    assert np.array_equal(array, pixels) and notes == [FIRST_FRAME]
 
 
 def test_phone_jpeg_with_a_preview_is_one_picture(tmp_path, pixels):
@@ -273,24 +275,6 @@ def test_large_images_without_warnings_and_a_bomb_refused(tmp_path, monkeypatch,
     (tmp_path / "bomb.png").write_bytes(bomb + struct.pack(">I", 9) + b"IDAT" + zlib.compress(b"")[:9])
     with pytest.raises(UserError, match="bomb.png: 2147483647 x 2147483647"):
         images.read_image(tmp_path / "bomb.png")
-
-
-def test_find_images(tmp_path):
-    for name in ("b.PNG", "a.Jpg", "notes.txt", ".hidden.png", "sub/c.webp", "folder.png/d.tif"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
-
-    def found(**options):
-        return [str(p.relative_to(tmp_path)) for p in images.find_images(tmp_path, **options)]
-
-    assert found() == ["a.Jpg", "b.PNG"]
-    assert found(recursive=True) == ["a.Jpg", "b.PNG", "folder.png/d.tif", "sub/c.webp"]
-    assert images.find_images(tmp_path / "notes.txt") == [tmp_path / "notes.txt"]
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="no images"):
-        images.find_images(tmp_path / "empty")
-    with pytest.raises(UserError, match="no such file"):
-        images.find_images(tmp_path / "absent")
 
 
 def test_pixels_survive_the_tensor_and_the_png(tmp_path, pixels):

@@ -1,6 +1,7 @@
 """The points in results/, and the tools over them: BD-rate, plots, rate over speed, classical codecs."""
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -199,6 +200,48 @@ def test_what_is_no_curve_is_named(tmp_path, text):
     (tmp_path / "odd.json").write_text(text)
     with pytest.raises(UserError, match="odd.json"):
         load_curve(str(tmp_path / "odd.json"))
+
+
+@pytest.mark.parametrize(
+    ("bpp", "psnr", "said"),
+    [
+        ([0.1, 0.2, 0.4, 0.8], [28, 30, 33, math.inf], "1 point(s) without a value in psnr left out"),
+        ([0.1, 0.2, 0.4, 0.8], [28, math.nan, 33, 36], "1 point(s) without a value in psnr left out"),
+        ([0.0, 0.2, 0.4, 0.8], [28, 30, 33, 36], "1 point(s) without a value in psnr left out, or without a rate"),
+        ([-0.1, 0.2, 0.4, math.inf], [28, 30, 33, 36], "2 point(s) without a value"),
+        ([0.1, 0.2, 0.4, 0.8], ["28", "30", "33", "36"], '"psnr-rgb" holds "28", which is no number'),
+        ([".1", 0.2, 0.4, 0.8], [28, 30, 33, 36], '"bpp" holds ".1", which is no number'),
+        ([0.1, 0.2, 0.4, 0.8], [28, True, 33, [36]], '"psnr-rgb" holds true, which is no number'),
+        ([0.3], [31], "has one point, and two are needed"),
+        ([0.3, 0.3, 0.5], [31, 30, 31], "has one point, and two are needed"),
+        ([0, 0], [31, 32], "has no points, and two are needed (odd: 2 point(s) without a value"),
+        ([], [], "has no points, and two are needed"),
+        ([0.1, 10**400, 0.4, 0.8], [28, 30, 33, 36], "1 point(s) without a value"),
+    ],
+)
+def test_what_is_no_number_is_one_line(tmp_path, capsys, bpp, psnr, said):
+    (tmp_path / "odd.json").write_text(json.dumps({"name": "odd", "results": {"bpp": bpp, "psnr-rgb": psnr}}))
+    for flags in (
+        ["--anchor", "kodak/vtm", str(tmp_path / "odd.json")],
+        ["--anchor", str(tmp_path / "odd.json"), "kodak/vtm"],
+    ):
+        try:
+            bd_rate.main([*flags, "--json"])
+            (values,) = json.loads(capsys.readouterr().out)
+            assert abs(values["rate_percent"]) < 1000
+        except UserError as error:
+            assert said in str(error) and "odd.json" in str(error) and "\n" not in str(error)
+            continue
+        bd_rate.main(flags)
+        lines = [line for line in capsys.readouterr().err.splitlines() if said in line]
+        assert len(lines) == 1 and lines[0].startswith("warning: odd: ")
+
+
+def test_values_of_single_images_that_are_no_numbers_are_passed_over(tmp_path):
+    images = [{"name": "a", "bpp": rate, "psnr": value} for rate, value in ((1, 30), (2, None), (3, math.inf), (0, 40))]
+    points = [{"images": [image]} for image in images]
+    (tmp_path / "a.json").write_text(json.dumps({"results": {"bpp": [1], "psnr-rgb": [30]}, "points": points}))
+    assert image_curves(str(tmp_path / "a.json"))["a"].points == [(1, 30)]
 
 
 # Plots

@@ -9,6 +9,8 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 
+from utils.text import forgive
+
 INTERRUPTED, CLOSED_PIPE = 128 + signal.SIGINT, 141  # what a shell says of a program that such a signal ended
 
 
@@ -21,7 +23,10 @@ def run_program(main: Callable[[Sequence[str]], int | None], argv: Sequence[str]
 
     So does what the system refuses: a full disk, too few file handles. With `--debug` among the arguments the traceback
     is shown instead. Ctrl-C leaves with status 130, a reader of the output that has gone with 141 and without a word.
+    What a terminal or a file behind stdout and stderr cannot show, as names of other encodings, is spelt out.
     """
+    for stream in (sys.stdout, sys.stderr):
+        forgive(stream)
     argv = list(sys.argv[1:] if argv is None else argv)
     if signal.getsignal(signal.SIGINT) is _leave_interrupted:
         signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -11,6 +11,7 @@ import hashlib
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -48,8 +49,12 @@ class Codec(Engine):
     ) -> None:
         super().__init__(model, **engine)
         self.arithmetic, self.padding = arithmetic, padding
-        self.fingerprint = fingerprint(model)
         self.settings = {"arithmetic": arithmetic, "padding": padding, **engine}
+
+    @cached_property
+    def fingerprint(self) -> bytes:
+        """Who wrote a file. Raises ValueError where the entropy tables are empty."""
+        return fingerprint(self.model)
 
     @torch.no_grad()
     def compress(self, x: Tensor, quality: float | None = None) -> bytes:

@@ -13,6 +13,7 @@ from typing import Any
 from tqdm import tqdm
 
 from utils.cli import UserError
+from utils.data.listing import LeftOut, closing_line
 from utils.tables import format_number, format_table
 
 
@@ -48,22 +49,6 @@ class Outcome:
 def process_share() -> tuple[int, int]:
     """(rank, number of processes) under torchrun; (0, 1) otherwise."""
     return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-
-
-def find_files(data: Path, suffix: str, recursive: bool) -> list[Path]:
-    """The files of a folder with this suffix in any case, sorted, or the one file that `data` is.
-
-    Raises UserError where there is none.
-    """
-    if data.is_file():
-        return [data]
-    if not data.is_dir():
-        raise UserError(f"--data {data}: there is no such file or folder")
-    found = sorted(p for p in (data.rglob("*") if recursive else data.glob("*")) if p.suffix.lower() == suffix)
-    if not found:
-        hint = "" if recursive else "; --recursive looks into subfolders"
-        raise UserError(f"--data {data}: holds no {suffix} files{hint}")
-    return found
 
 
 @dataclass(frozen=True)
@@ -186,17 +171,17 @@ def gather(outcomes: list[Outcome]) -> list[Outcome] | None:
     return sorted(outcomes, key=lambda outcome: outcome.file)
 
 
-def summarise(outcomes: Sequence[Outcome]) -> dict:
-    """Files as a list of dicts, and totals over those that are done."""
+def summarise(outcomes: Sequence[Outcome], left_out: LeftOut) -> dict:
+    """Files as a list of dicts, totals over those that are done, and by reason the names of those left out."""
     done = [o for o in outcomes if o.status == "done"]
     total = Outcome("total", "done", sum(o.pixels for o in done), sum(o.bytes for o in done), sum(o.ms for o in done))
     counts = {status: sum(o.status == status for o in outcomes) for status in ("done", "kept", "failed")}
     files = [{**asdict(o), "bpp": o.bpp} for o in outcomes]
-    return {"files": files, "total": {**asdict(total), "bpp": total.bpp, **counts}}
+    return {"files": files, "total": {**asdict(total), "bpp": total.bpp, **counts}, "left_out": left_out}
 
 
 def format_summary(summary: dict) -> str:
-    """A row a file and the totals; kept and failed files are counted below."""
+    """A row a file and the totals; what became of the others is said below."""
     done, total = [file for file in summary["files"] if file["status"] == "done"], summary["total"]
     head = ["file", "pixels", "bytes", "bpp", "ms"] + ["quality"] * any(file["quality"] for file in done)
     lines = [format_table(head, [_row(file)[: len(head)] for file in done], _row(total)[: len(head)])] if done else []
@@ -204,6 +189,7 @@ def format_summary(summary: dict) -> str:
         lines.append(f"{total['kept']} kept: the output exists; --overwrite replaces it")
     if total["failed"]:
         lines.append(f"{total['failed']} failed, see the lines above")
+    lines.append(closing_line(total["done"], total["kept"], total["failed"], summary["left_out"]))
     return "\n".join(lines)
 
 

@@ -8,7 +8,6 @@ one with twice the batch would, and a resumed run goes on where it was.
 from __future__ import annotations
 
 import signal
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -23,7 +22,8 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from utils.cli import UserError, out_of_handles
-from utils.data.images import FORMATS, read_image
+from utils.data.colour import high_dynamic_range
+from utils.data.images import opened, read_image
 
 ORDERS = tuple(permutations(range(3)))  # of red, green and blue; the first is the image's own
 SATURATION_MAX = 2.0  # as many samples are paler as are stronger
@@ -32,12 +32,16 @@ DOWNSCALE_MIN = 0.5  # JPEG's 8x8 blocks are gone at half the size
 
 @dataclass(frozen=True)
 class Usable:
-    """Images that can be opened and hold a patch, with their pixel counts; how many of the others there are."""
+    """Images that can be opened and hold a patch, with their pixel counts; how many of the others there are.
+
+    unconverted: those among the usable ones whose high dynamic range is taken for sRGB.
+    """
 
     paths: list[Path]
     pixels: list[int]
     unreadable: int
     small: int
+    unconverted: int = 0
 
 
 def usable_images(paths: Sequence[Path], patch: int, progress: bool = False) -> Usable:
@@ -46,33 +50,33 @@ def usable_images(paths: Sequence[Path], patch: int, progress: bool = False) -> 
     Raises UserError where none is left.
     """
     kept: list[tuple[Path, int]] = []
-    unreadable = small = 0
+    unreadable = small = unconverted = 0
     for path in tqdm(paths, desc="looking at the images", unit="image", disable=None if progress else True):
-        size = image_size(path)
+        size, high = look_at(path)
         if size is None:
             unreadable += 1
         elif min(size) < patch:
             small += 1
         else:
             kept.append((path, size[0] * size[1]))
+            unconverted += high
     if not kept:
         raise UserError(
             f"--dataset: of {len(paths)} images {small} are smaller than --patch-size {patch} and {unreadable}"
             " unreadable; choose a smaller patch or other images"
         )
-    return Usable([path for path, _ in kept], [pixels for _, pixels in kept], unreadable, small)
+    return Usable([path for path, _ in kept], [pixels for _, pixels in kept], unreadable, small, unconverted)
 
 
-def image_size(path: Path) -> tuple[int, int] | None:
-    """(width, height) as the header says, None where there is no readable header."""
+def look_at(path: Path) -> tuple[tuple[int, int] | None, bool]:
+    """(width, height) as the header says, None where there is no readable header; whether it has more than sRGB."""
     try:
-        with warnings.catch_warnings(), Image.open(path, formats=FORMATS) as image:
-            warnings.simplefilter("ignore")
-            return image.size
-    except Exception as error:  # parsers of foreign data raise nearly everything
+        with opened(path) as image:
+            return image.size, high_dynamic_range(image, path)
+    except UserError as error:
         if out_of_handles(error):  # which says nothing about the image
             raise
-        return None
+        return None, False
 
 
 class ImageFiles:

@@ -1,4 +1,4 @@
-"""Images in and out: any common file to 8-bit sRGB pixels, PNG back, and the padding a model's sizes need."""
+"""Images in and out: any common file to 8-bit sRGB pixels, and PNG back."""
 
 from __future__ import annotations
 
@@ -11,57 +11,23 @@ from threading import Lock
 
 import numpy as np
 import torch
-from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageCms, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from utils.cli import UserError
+from utils.data import bitmap, tiff
+from utils.data.colour import Told, colours_of
+from utils.data.formats import FORMATS, absent_plug_in
+from utils.data.samples import to_eight_bits
 from utils.files import atomic_write
 
-SUFFIXES = (
-    ".png",
-    ".jpg",
-    ".jpeg",
-    ".jpe",
-    ".jfif",
-    ".webp",
-    ".tif",
-    ".tiff",
-    ".bmp",
-    ".dib",
-    ".ppm",
-    ".pgm",
-    ".pbm",
-    ".pnm",
-)
-FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "DIB", "PPM")
 MAX_PIXELS = 2**30  # 3 GiB as 8-bit RGB; beyond it a file's claim is likelier than its content
 
 WHITE = "transparent pixels are composited on white"
-DEEP = "16-bit samples are reduced to 8 bits"
-PROFILE = "the embedded ICC profile is converted to sRGB"
 BAD_PROFILE = "the embedded ICC profile is broken or does not fit the image, and is ignored"
 PLAIN_CMYK = "CMYK without a usable ICC profile is converted by the plain formula"
-BAD_EXIF = "the EXIF orientation is unreadable and is ignored"
-FIRST_FRAME = "of several frames or pages the first is read"
-
-
-def find_images(path: str | Path, recursive: bool = False) -> list[Path]:
-    """Return the image files of a folder in sorted order, or the one file that `path` names (whatever its suffix).
-
-    In folders, files are chosen by suffix in any case; hidden ones are left out. Raises UserError if there is none.
-    """
-    path = Path(path)
-    if not path.is_dir():
-        if not path.exists():
-            raise UserError(f"{path}: there is no such file or folder")
-        return [path]
-    found = path.rglob("*") if recursive else path.glob("*")
-    images = sorted(p for p in found if p.suffix.lower() in SUFFIXES and not p.name.startswith(".") and not p.is_dir())
-    if not images:
-        hint = "" if recursive else " (--recursive looks into the folders below it)"
-        raise UserError(f"{path}: no images in this folder{hint}; known are {' '.join(SUFFIXES)}")
-    return images
+LAB = "CIELAB is converted to sRGB"
 
 
 def read_image(path: str | Path) -> tuple[np.ndarray, list[str]]:
@@ -72,23 +38,55 @@ def read_image(path: str | Path) -> tuple[np.ndarray, list[str]]:
         list of fixed sentences, so that a program can say each of them once for a whole folder.
 
     Raises:
-        UserError: the file is missing, no image of a known kind, broken, truncated or of more than MAX_PIXELS.
+        UserError: the file is missing, no image of a known kind, broken, truncated, of samples whose range is not
+        known or of more than MAX_PIXELS.
     """
     notes: list[str] = []
+    with opened(path) as image:
+        told = None if image.format == "PNG" else colours_of(image, path)  # while the file is open
+        decoded = to_eight_bits(image, path, notes)
+        pixels = np.asarray(_to_srgb(decoded, told or colours_of(image, path), notes))  # a PNG's EXIF may come last
+    return pixels, notes
+
+
+@contextmanager
+def opened(path: str | Path) -> Iterator[Image.Image]:
+    """An image file of a known kind, not decoded yet. What goes wrong in the block becomes a UserError, see above."""
     try:
-        with _unguarded_pillow(), Image.open(path, formats=FORMATS) as image:
+        with _unguarded_pillow(), _open(path) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise UserError(f"{path}: {image.width} x {image.height} are more than {MAX_PIXELS} pixels; cut it up")
-            return np.asarray(_to_srgb(_decode(image, notes), notes)), notes
+            yield image
     except UserError:
         raise
     except UnidentifiedImageError as error:
-        raise UserError(f"{path}: not an image, or not of a known kind ({', '.join(FORMATS)})") from error
+        raise UserError(f"{path}: {_why_unknown(path)}") from error
     except MemoryError as error:
         raise UserError(f"{path}: not enough memory to read this image") from error
     except Exception as error:  # parsers of foreign data raise nearly everything
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise UserError(f"{path}: cannot be read as an image: {' '.join(reason.split())}") from error
+
+
+def _open(path: str | Path) -> Image.Image:
+    if Path(path).exists() and not Path(path).is_file() and not Path(path).is_dir():
+        raise ValueError("it is neither a file nor a folder")  # reading a pipe would wait for ever
+    image = bitmap.masked_image(path) or Image.open(path, formats=FORMATS)
+    return tiff.prepare(image, path) if image.format == "TIFF" else image
+
+
+def _why_unknown(path: str | Path) -> str:
+    """What to say of a file that Pillow does not know."""
+    with open(path, "rb") as file:
+        plug_in = absent_plug_in(file.read(16))
+    if plug_in:
+        return f"is {plug_in.format}, which needs the Pillow plug-in {plug_in.package}; install it, or convert the file"
+    try:
+        with _unguarded_pillow():
+            reason = tiff.describe(path)
+    except Exception:  # a TIFF that breaks off
+        reason = None
+    return reason or f"not an image, or not of a known kind ({', '.join(FORMATS)})"
 
 
 _one_at_a_time = Lock()  # limit and warnings are the whole process's
@@ -108,62 +106,14 @@ def _unguarded_pillow() -> Iterator[None]:
             Image.MAX_IMAGE_PIXELS = limit
 
 
-def _decode(image: Image.Image, notes: list[str]) -> Image.Image:
-    """Decode the first frame, upright, with 8 bits a sample.
-
-    Pillow decodes deep colour to its high bytes by itself, and says so only in the raw mode ("RGB;16B") or the
-    largest value (PPM) of its undecoded tiles; deep grey arrives as 16 or 32-bit integers, and would be clipped.
-    """
-    if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":  # a phone's JPEG; the others are previews
-        notes.append(FIRST_FRAME)
-    deep = any(_is_deep(tile) for tile in image.tile)
-    image.load()
-    image = _upright(image, notes)
-    if image.mode == "F":
-        raise ValueError("floating-point samples have no known range; convert it to 8 or 16 bits")
-    if deep or image.mode.startswith("I"):
-        notes.append(DEEP)
-        image = _grey_to_8_bit(image) if image.mode.startswith("I") else image
-        if isinstance(image.info.get("transparency"), tuple):  # a PNG's transparent colour, still of 16 bits
-            image.info["transparency"] = tuple(value >> 8 for value in image.info["transparency"])
-    return image
-
-
-def _is_deep(tile: tuple) -> bool:
-    """Tell whether a tile of Pillow's (codec, box, offset, codec arguments) holds samples of 16 bits."""
-    args = tile[3] if isinstance(tile[3], tuple) else (tile[3],)
-    largest = args[1] if tile[0] == "ppm" and len(args) > 1 else 0
-    return largest > 255 or any(isinstance(arg, str) and ";16" in arg for arg in args)
-
-
-def _grey_to_8_bit(image: Image.Image) -> Image.Image:
-    """Scale 16-bit grey to 8 bits, 65535 to 255, rounded; a PNG's transparent value becomes an alpha channel."""
-    values = np.asarray(image).astype(np.int64)
-    if values.min() < 0 or values.max() > 65535:
-        raise ValueError("32-bit samples have no known range; convert it to 8 or 16 bits")
-    grey = Image.fromarray(((values + 128) // 257).astype(np.uint8))
-    if "transparency" in image.info:
-        opaque = values != image.info["transparency"]
-        grey.putalpha(Image.fromarray((opaque * 255).astype(np.uint8)))
-    if "icc_profile" in image.info:
-        grey.info["icc_profile"] = image.info["icc_profile"]
-    return grey
-
-
-def _upright(image: Image.Image, notes: list[str]) -> Image.Image:
-    try:
-        return ImageOps.exif_transpose(image)
-    except Exception:  # broken metadata is no reason to refuse the pixels
-        notes.append(BAD_EXIF)
-        return image
-
-
-def _to_srgb(image: Image.Image, notes: list[str]) -> Image.Image:
-    """Convert any 8-bit mode to RGB: embedded profile to sRGB, then transparency on white."""
+def _to_srgb(image: Image.Image, told: Told, notes: list[str]) -> Image.Image:
+    """Convert any 8-bit mode to RGB: the profile told to sRGB, then transparency on white."""
     alpha = image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
-    kinds = {"1": "L", "L": "L", "LA": "L", "CMYK": "CMYK"}
-    colour = image.convert(kinds.get(image.mode, "RGB"))
-    colour = _convert_profile(colour, image.info.get("icc_profile"), notes)
+    if image.mode == "LAB":
+        colour = _lab_to_srgb(image, notes)
+    else:
+        kinds = {"1": "L", "L": "L", "LA": "L", "CMYK": "CMYK"}
+        colour = _convert_profile(image.convert(kinds.get(image.mode, "RGB")), told, notes)
     if colour.mode == "CMYK":
         notes.append(PLAIN_CMYK)
     colour = colour.convert("RGB")
@@ -173,9 +123,17 @@ def _to_srgb(image: Image.Image, notes: list[str]) -> Image.Image:
     return colour
 
 
-def _convert_profile(image: Image.Image, profile: bytes | None, notes: list[str]) -> Image.Image:
+def _lab_to_srgb(image: Image.Image, notes: list[str]) -> Image.Image:
+    """CIELAB under D50 to sRGB (relative colorimetric)."""
+    notes.append(LAB)
+    return ImageCms.applyTransform(image, _srgb_transform(ImageCms.createProfile("LAB"), "LAB"))
+
+
+def _convert_profile(image: Image.Image, told: Told, notes: list[str]) -> Image.Image:
     """Convert an L, RGB or CMYK image from its ICC profile to sRGB (relative colorimetric); keep it if that fails."""
+    profile, sentences = told
     if not profile:
+        notes.extend(sentences)
         return image
     try:
         source = ImageCms.ImageCmsProfile(BytesIO(profile))
@@ -191,11 +149,13 @@ def _convert_profile(image: Image.Image, profile: bytes | None, notes: list[str]
     except (ImageCms.PyCMSError, OSError, ValueError):
         notes.append(BAD_PROFILE)
         return image
-    notes.append(PROFILE)
+    notes.extend(sentences)
     return converted
 
 
-def _srgb_transform(source: ImageCms.ImageCmsProfile, mode: str) -> ImageCms.ImageCmsTransform:
+def _srgb_transform(
+    source: ImageCms.ImageCmsProfile | ImageCms.core.CmsProfile, mode: str
+) -> ImageCms.ImageCmsTransform:
     intent, flags = ImageCms.Intent.RELATIVE_COLORIMETRIC, ImageCms.Flags.BLACKPOINTCOMPENSATION
     return ImageCms.buildTransform(source, ImageCms.createProfile("sRGB"), mode, "RGB", intent, flags)
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from utils.cli import UserError
-from utils.data.images import find_images
+from utils.data import listing
+from utils.data.listing import LeftOut
 
 
 @dataclass(frozen=True)
@@ -20,11 +21,14 @@ class ImageFile:
     png: Path
 
 
-def list_images(data: Path, recursive: bool = False) -> list[ImageFile]:
-    """The images of the folder `data`, or the one image it names. Raises UserError if there is none."""
-    paths = find_images(data, recursive)
-    names = [path.relative_to(data if data.is_dir() else data.parent) for path in paths]
-    return [ImageFile(*fields) for fields in zip(paths, names, output_names(names))]
+def list_images(data: Path, recursive: bool = False) -> tuple[list[ImageFile], LeftOut]:
+    """The images of the folder `data`, or the one image it names, and what was left out.
+
+    Raises UserError if there is none.
+    """
+    found = listing.list_images(data, recursive)
+    names = [path.relative_to(data if data.is_dir() else data.parent) for path in found.paths]
+    return [ImageFile(*fields) for fields in zip(found.paths, names, output_names(names))], found.left_out
 
 
 def output_names(names: Sequence[Path], suffix: str = ".png") -> list[Path]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from utils.cli import UserError
-from utils.data.images import find_images
+from utils.data.listing import LeftOut, list_images, merged
 
 FEWEST_IMAGES = 2  # one image to train on, one to validate on
 VALIDATION_SHARE, VALIDATION_IMAGES = 0.02, 24
@@ -16,11 +17,12 @@ VALIDATION_SHARE, VALIDATION_IMAGES = 0.02, 24
 
 @dataclass(frozen=True)
 class Split:
-    """Images to train on and to validate on, and where the division comes from, in words."""
+    """Images to train on and to validate on, where the division comes from, in words, and what was left out."""
 
     train: list[Path]
     validation: list[Path]
     origin: str
+    left_out: LeftOut = field(default_factory=dict)
 
 
 def split_folder(folder: Path, share: float | None = None, most: int | None = None) -> Split:
@@ -33,14 +35,18 @@ def split_folder(folder: Path, share: float | None = None, most: int | None = No
     if not folder.is_dir():
         raise UserError(f"--dataset {folder}: there is no such folder")
     below, test = folder / "train" if (folder / "train").is_dir() else folder, folder / "test"
-    found = find_images(below, recursive=True)
+    listing = list_images(below, recursive=True)
+    found = listing.paths
     if below != folder and test.is_dir():
         if share is not None:
             raise UserError(f"--val-share {share:g}: {test} holds the images to validate on; leave out the flag")
-        return Split(found, by_hash(find_images(test, recursive=True), test)[:most], f"{below} and {test}")
+        other = list_images(test, recursive=True)
+        validation = by_hash(other.paths, test)[:most]
+        return Split(found, validation, f"{below} and {test}", merged(listing.left_out, other.left_out))
     if len(found) < FEWEST_IMAGES:
         raise UserError(f"--dataset {folder}: one image is too few, validation needs another; add images")
-    return divide(found, below, VALIDATION_SHARE if share is None else share, most or VALIDATION_IMAGES)
+    split = divide(found, below, VALIDATION_SHARE if share is None else share, most or VALIDATION_IMAGES)
+    return replace(split, left_out=listing.left_out)
 
 
 def divide(found: Sequence[Path], below: Path, share: float, most: int) -> Split:
@@ -63,5 +69,5 @@ def path_hash(path: Path, folder: Path) -> float:
 
 
 def name_hash(name: str) -> float:
-    """A number in [0, 1) that looks random and is the same everywhere."""
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64
+    """A number in [0, 1) that looks random and is the same everywhere: of the bytes that the disk has for the name."""
+    return int.from_bytes(hashlib.sha256(os.fsencode(name)).digest()[:8], "big") / 2**64

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 
 from utils.data.datasets import HeldImages, ImageFiles, Usable, usable_images
+from utils.data.listing import describe_left_out
 from utils.data.split import Split, split_folder
 
 
@@ -30,8 +32,10 @@ def survey_images(args: argparse.Namespace) -> Survey:
     images = usable_images(split.train, args.patch_size[0], progress=True)
     skipped = f"skipped {images.unreadable} unreadable and {images.small} smaller than {args.patch_size[0]} pixels"
     text = f"{len(images.paths)} images to train on, {len(split.validation)} to validate on ({split.origin}); {skipped}"
+    text += f"; {describe_left_out(split.left_out)}" if split.left_out else ""
+    text += f"; {images.unconverted} of high dynamic range, not converted" if images.unconverted else ""
     names = "\n".join(path.relative_to(args.dataset).as_posix() for path in images.paths)
-    identity = {"images": len(images.paths), "hash": hashlib.sha256(names.encode()).hexdigest()}
+    identity = {"images": len(images.paths), "hash": hashlib.sha256(os.fsencode(names)).hexdigest()}
     return Survey(images, split.validation, text, identity)
 
 

@@ -20,6 +20,7 @@ from utils.data.images import write_png
 from utils.data.reconstructions import ImageFile
 from utils.devices import describe_device
 from utils.evaluation.evaluation import average, evaluate_images
+from utils.text import printable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -76,6 +77,7 @@ class Report:
     def __init__(self, debug: bool = False) -> None:
         self.debug = debug
         self.failures: list[dict[str, str]] = []
+        self.failed_files: set[Path] = set()
         self.said: set[str] = set()
 
     def failed(self, path: Path, error: Exception) -> None:
@@ -83,8 +85,9 @@ class Report:
         if self.debug:
             raise error
         text = " ".join(str(error).split())[:300] or type(error).__name__
-        text = text if text.startswith(str(path)) else f"{path}: {text}"
-        self.failures.append({"name": str(path), "reason": text})
+        text = printable(text if text.startswith(str(path)) else f"{path}: {text}")
+        self.failed_files.add(path)
+        self.failures.append({"name": printable(str(path)), "reason": text})
         tqdm.write(f"error: {text}", sys.stderr)
 
     def noted(self, path: Path, notes: list[str]) -> None:
@@ -126,7 +129,7 @@ def evaluate_point(
 
     model, quality = load_for(point, device)
     codec = Codec(model, **options)
-    names = {image.path.as_posix(): image.name.as_posix() for image in images}
+    names = {image.path.as_posix(): printable(image.name.as_posix()) for image in images}
     first = len(report.failures)
     records = evaluate_images(
         codec, [image.path for image in images], quality=quality, real=real, warm_up=True, progress=point.label,

@@ -31,6 +31,7 @@ from utils.evaluation.report_page import render_page
 from utils.evaluation.report_pictures import Curve, colour_map
 from utils.files import atomic_write, require_writable
 from utils.tables import format_number
+from utils.text import printable
 
 
 def require_report_folder(folder: Path, images: Sequence[ImageFile], overwrite: bool) -> None:
@@ -63,13 +64,13 @@ class ReportFolder:
             shown = [self.show(image, curve["points"]) for image in self.images]
             page = render_page(curve, [image for image in shown if image["views"]], published)
             with atomic_write(self.folder / "index.html") as file:
-                file.write(page.encode())
+                file.write(printable(page).encode())
         except OSError as error:
             raise UserError(f"--report {self.folder}: cannot be written ({error.strerror})") from error
 
     def show(self, image: ImageFile, points: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """What the page shows of one image; original and maps, of all points on one scale, are written here."""
-        name, original = image.name.as_posix(), f"{self.places[image.path]}/original.png"
+        name, original = printable(image.name.as_posix()), f"{self.places[image.path]}/original.png"
         records = [{record["name"]: record for record in point["images"]}.get(name) for point in points]
         found = {place: record for place, record in enumerate(records) if record}
         watchers = {place: self.watchers[points[place]["label"]] for place in found}

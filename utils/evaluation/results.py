@@ -2,7 +2,8 @@
 
     {"name", "description", "notes": {what: unit and meaning},
      "results": {"bpp": [...], "psnr-rgb": [...], "ms-ssim-rgb": [...], "encoding_time": [...], "decoding_time": [...]},
-     "points": [{"checkpoint", "model", "quality", "rate", "arithmetic", "device", "average", "images", "failed"}, ...]}
+     "points": [{"checkpoint", "model", "quality", "rate", "arithmetic", "device", "average", "images", "failed"}, ...],
+     "left_out": {reason: [names of files that were not evaluated]}, where there are any}
 
 All lists have one entry a checkpoint and quality, in order of bpp. CompressAI's tools read "results"; "points" is ours,
 with the records of utils/evaluation/evaluation.py under "images" and their averages under "average". Points that others
@@ -13,13 +14,13 @@ from.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from utils.cli import UserError
 from utils.files import atomic_write
+from utils.text import to_json
 
 NOTES = {
     "bpp": "bits per pixel of the image without padding, mean over images; whole files if the rate is real",
@@ -32,7 +33,9 @@ NOTES = {
 }
 
 
-def make_results(name: str, description: str, points: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def make_results(
+    name: str, description: str, points: Sequence[dict[str, Any]], left_out: dict[str, list[str]] | None = None
+) -> dict[str, Any]:
     """Put evaluated points, each with its "average" and its "images", into the layout above, in order of bpp."""
     points = sorted(points, key=lambda point: point["average"]["bpp"])
     averages = [point["average"] for point in points]
@@ -43,24 +46,12 @@ def make_results(name: str, description: str, points: Sequence[dict[str, Any]]) 
         "encoding_time": [_seconds(average["encode_ms"]) for average in averages],
         "decoding_time": [_seconds(average["decode_ms"]) for average in averages],
     }
-    return {"name": name, "description": description, "notes": NOTES, "results": columns, "points": list(points)}
+    told = {"left_out": left_out} if left_out else {}
+    return {"name": name, "description": description, "notes": NOTES, "results": columns, "points": list(points)} | told
 
 
 def _seconds(milliseconds: float | None) -> float | None:
     return None if milliseconds is None else milliseconds / 1000
-
-
-def to_json(value: Any) -> str:
-    """Indented JSON of `value` as the standard has it: infinite and undefined numbers, which it lacks, become null."""
-    return json.dumps(_finite(value), indent=2, allow_nan=False)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(part) for key, part in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(part) for part in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_results(path: str | Path, results: dict[str, Any]) -> None:

@@ -77,7 +77,10 @@ def _delta(function: str, anchor: Curve, test: Curve, method: str) -> float | No
 
     delta = getattr(bjontegaard, function)
     arguments = (anchor.bpp, anchor.quality, test.bpp, test.quality)
-    value = float(delta(*arguments, method=method, require_matching_points=False, min_overlap=0))
+    try:
+        value = float(delta(*arguments, method=method, require_matching_points=False, min_overlap=0))
+    except OverflowError:  # rates as far apart as numbers reach
+        return None
     return value if math.isfinite(value) else None
 
 

@@ -8,6 +8,7 @@ over the images.
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,11 +17,14 @@ from typing import Any
 from utils.cli import UserError
 from utils.evaluation.results import read_results
 from utils.metrics import ms_ssim_db
+from utils.text import printable
 
 RESULTS = Path(__file__).parents[2] / "results"
 SETS = {"kodak": "Kodak", "clic": "CLIC professional valid", "tecnick": "Tecnick 1200x1200"}
 METRICS = {"psnr": "PSNR (dB)", "ms-ssim": "MS-SSIM (dB)"}  # name on the command line -> label of an axis
 COLUMNS = {"psnr": ("psnr-rgb", "psnr"), "ms-ssim": ("ms-ssim-rgb", "ms-ssim")}  # CompressAI's newer and older keys
+
+LARGEST = 1e300  # no bits and no decibels reach it; infinity, and what is no number at all, are not below it
 
 
 @dataclass(frozen=True)
@@ -48,32 +52,40 @@ def load_curve(reference: str, metric: str = "psnr") -> Curve:
     """The curve that `reference` names, see above. Raises UserError, naming it, if there is none or not of `metric`."""
     label, path = resolve(reference)
     content = read_results(path)
-    points = [(rate, value) for rate, value in _points(content, metric, path) if rate and value is not None]
+    points = [(rate, value) for rate, value in _points(content, metric, path) if _usable(rate, value)]
     curve = Curve(
-        name=label or content.get("name") or path.stem,
+        name=printable(label or str(content.get("name") or path.stem)),
         bpp=(),
         quality=(),
         metric=metric,
         kind=content.get("kind", ""),
-        source=content.get("source") or content.get("description") or path.name,
+        source=printable(str(content.get("source") or content.get("description") or path.name)),
     )
     dropped = len(content["results"]["bpp"]) - len(points)
-    notes = (f"{curve.name}: {dropped} point(s) without a value in {metric} left out",) if dropped else ()
-    return _rising(replace(curve, notes=notes), sorted(points))
+    left = f"{curve.name}: {dropped} point(s) without a value in {metric} left out, or without a rate above 0"
+    return _rising(replace(curve, notes=(left,) if dropped else ()), sorted(points))
+
+
+def _usable(rate: float | None, value: float | None) -> bool:
+    """Whether a point has a value at a rate above 0: the others have no place on a curve."""
+    return None not in (rate, value) and rate > 0
 
 
 def mean_seconds(reference: str, column: str) -> float | None:
     """Mean of "encoding_time" or "decoding_time" over the points, in seconds an image; None where it is not given."""
-    times = read_results(resolve(reference)[1])["results"].get(column) or [None]
+    path = resolve(reference)[1]
+    times = _numbers(read_results(path)["results"].get(column) or [None], column, path)
     return None if None in times else sum(times) / len(times)
 
 
 def image_curves(reference: str) -> dict[str, Curve]:
     """PSNR curves of the single images, by name; none where the file holds only means."""
     points: dict[str, list[tuple[float, float]]] = {}
-    for point in read_results(resolve(reference)[1]).get("points") or []:
+    path = resolve(reference)[1]
+    for point in read_results(path).get("points") or []:
         for image in point.get("images", []):
-            points.setdefault(image["name"], []).append((image["bpp"], image["psnr"]))
+            if _usable(*_numbers((image["bpp"], image["psnr"]), "images", path)):
+                points.setdefault(image["name"], []).append((image["bpp"], image["psnr"]))
     return {name: _rising(Curve(name, (), ()), sorted(pairs)) for name, pairs in points.items()}
 
 
@@ -123,9 +135,22 @@ def _points(content: dict[str, Any], metric: str, path: Path) -> list[tuple[floa
     columns = content["results"]
     for key in COLUMNS[metric]:
         if isinstance(columns.get(key), list):
-            return list(zip(columns["bpp"], _decibels(columns[key], metric)))
+            return list(
+                zip(_numbers(columns["bpp"], "bpp", path), _decibels(_numbers(columns[key], key, path), metric))
+            )
     found = ", ".join(key for key in columns if key != "bpp")
     raise UserError(f"{path}: has no {COLUMNS[metric][0]}; it has {found or 'nothing but bpp'}")
+
+
+def _numbers(values: Sequence[Any], key: str, path: Path) -> list[float | None]:
+    """The values, None for those that are infinite or not defined.
+
+    Raises UserError, naming the file, where one is neither a number nor null.
+    """
+    for value in values:
+        if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
+            raise UserError(f'{path}: "{key}" holds {json.dumps(value)[:40]}, which is no number; put a number or null')
+    return [value if value is not None and abs(value) < LARGEST else None for value in values]
 
 
 def _decibels(values: Sequence[float | None], metric: str) -> list[float | None]:

@@ -22,7 +22,8 @@ import torch
 
 from utils.cli import UserError
 from utils.codec.targets import Target, compress_to_target
-from utils.data.images import find_images, read_image, to_tensor, to_uint8
+from utils.data.images import read_image, to_tensor, to_uint8
+from utils.data.listing import find_images
 from utils.evaluation.curve import Point, checkpoint_stem, load_for
 from utils.figures.classical_codecs import CODECS, ClassicalCodec, PillowCodec
 

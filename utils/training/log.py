@@ -32,6 +32,7 @@ from tqdm import tqdm
 from utils.cli import UserError
 from utils.files import atomic_write
 from utils.metrics import psnr_of_mse
+from utils.text import printable
 
 LOG_NAME, TENSORBOARD_NAME = "log.jsonl", "tensorboard"
 
@@ -124,6 +125,7 @@ class TrainLog:
 
     def image(self, name: str, pixels, step: int) -> None:
         """An image uint8 (H, W, 3) for TensorBoard."""
+        name = printable(name)
         self._keep("board", TENSORBOARD_NAME, lambda: self.board.add_image(name, pixels, step, dataformats="HWC"))
 
     def advance(self) -> None:
