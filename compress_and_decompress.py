@@ -19,12 +19,14 @@ if __name__ == "__main__":
 import argparse
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from tqdm import tqdm
 
 from models import build_model, default_config
 from models.layers.gain import DEFAULT_QUALITY, is_quality
@@ -32,7 +34,7 @@ from utils.cli import UserError, run_program
 from utils.codec.bitstream import BitstreamError, unpack
 from utils.codec.checkpoint import DEFAULT_CHECKPOINT, load_model
 from utils.codec.environment import foreign_environment
-from utils.codec.flags import parse_arguments
+from utils.codec.flags import effort_options, parse_arguments
 from utils.codec.folders import (
     Job,
     Outcome,
@@ -88,7 +90,7 @@ def make_codec(args: argparse.Namespace, model: SliceCompressionModel, device: t
     from utils.codec.codec import Codec  # here, as CompressAI takes seconds to load
 
     arithmetic = "published" if args.format == "official" else args.arithmetic or "fp64"
-    return Codec(model, arithmetic, args.padding, **engine_options(args, device))
+    return Codec(model, arithmetic, args.padding, **effort_options(args), **engine_options(args, device))
 
 
 def check_quality(model: SliceCompressionModel, quality: float | None) -> float | None:
@@ -151,26 +153,49 @@ def refuse_overwriting(jobs: Sequence[Job], mode: str) -> None:
 
 def compress(job: Job, content: tuple, codec: Codec, args: argparse.Namespace, said: set) -> Coded:
     """One image, as `read_image` gives it, to the bytes of its file."""
-    share_threads(args)
+    share_threads(args, portable=not args.effort)
     pixels, notes = content
     say_once(job, notes, said)
-    tries = args.target and args.target.kind == "psnr"
+    tries = args.effort or args.target and args.target.kind == "psnr"
     codec.prepare(*pixels.shape[:2], *(("analysis", "synthesis") if tries else ("analysis",)))
     start = time.perf_counter()
     x, quality = to_tensor(pixels).to(codec.device), args.quality
-    if args.target:
-        trial = compress_to_target(codec, x, args.target)
-        data, quality = trial.data, trial.quality
-    else:
-        data = codec.compress(x, quality)
+    with step_bar(job, args) as progress:
+        if args.target:
+            found = compress_to_target(codec, x, args.target, args.effort, progress)
+            quality = found.quality
+        elif args.effort:
+            found = codec.search(x, quality, args.effort, progress)
+        else:
+            found = codec.compress(x, quality)
+    data = found if isinstance(found, bytes) else found.data
     milliseconds = 1000 * (time.perf_counter() - start)
-    coded = data, Outcome(job.name, "done", pixels.shape[0] * pixels.shape[1], len(data), milliseconds, quality)
+    outcome = Outcome(job.name, "done", pixels.shape[0] * pixels.shape[1], len(data), milliseconds, quality)
+    if args.effort:
+        outcome.effort, outcome.won_percent = args.effort, found.won_percent
+        outcome.trade_off = found.trade_off.described()
+    coded = data, outcome
     if not args.verify:
         return coded
     outcome = write_bytes(job, coded, args.overwrite)
     if outcome.status == "done":
         verify(job, codec)
     return data, outcome
+
+
+@contextmanager
+def step_bar(job: Job, args: argparse.Namespace) -> Iterator[Callable[[int, int], None] | None]:
+    """Shows the steps of a search that takes longer than two seconds, on a terminal; of one file at a time."""
+    if not args.effort or args.jobs > 1 or process_share()[0]:
+        yield None
+        return
+    with tqdm(desc=job.name, unit="step", leave=False, delay=2, disable=None) as bar:
+
+        def show(done: int, steps: int) -> None:
+            bar.total = steps
+            bar.update(done - bar.n)
+
+        yield show
 
 
 def verify(job: Job, codec: Codec) -> None:

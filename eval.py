@@ -28,6 +28,7 @@ import torch
 from models.layers.gain import is_quality
 from utils.cli import UserError, run_program
 from utils.codec.checkpoint import DEFAULT_CHECKPOINT
+from utils.codec.flags import add_effort_flags, check_effort, effort_options
 from utils.data.listing import closing_line
 from utils.data.reconstructions import ImageFile, list_images, refuse_overwriting
 from utils.devices import choose_device
@@ -51,6 +52,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     add("--device", metavar="NAME", help="cpu, cuda or cuda:N (default: cpu)")
     add("--real", action="store_true", help="code every image to a real file and back, instead of estimating the rate")
     add("--arithmetic", choices=("fp32", "fp64"), help="of the entropy path of real files (default: fp32)")
+    add_effort_flags(parser)
     add_inference_flags(parser)
     add("--quality", nargs="+", type=float, metavar="Q", help="1..100, of variable-rate models; a point for each")
     add("--save_path", type=Path, metavar="DIR", help="where the reconstructions go, as PNG")
@@ -60,7 +62,9 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     add("--name", help="name of the curve in results.json (default: the model's)")
     add("--json", action="store_true", help="print the results as JSON instead of tables")
     add("--debug", action="store_true", help="stop at the first error and show where it happened")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    check_effort(args, parser)
+    return args
 
 
 def check_checkpoints(given: list[Path] | None) -> list[Path]:
@@ -76,6 +80,8 @@ def check_flags(args: argparse.Namespace) -> None:
     """Raise UserError for flags that would be ignored or fail later."""
     if args.arithmetic and not args.real:
         raise UserError(f"--arithmetic {args.arithmetic} matters to real files only; add --real or leave it out")
+    if args.effort and not args.real:
+        raise UserError(f"--effort {args.effort} matters to real files only; add --real or leave it out")
     if args.overwrite and not args.report:
         raise UserError("--overwrite matters to --report only; leave it out")
     for quality in args.quality or []:
@@ -96,7 +102,7 @@ def evaluate_points(
     for point in points:
         try:
             watcher = page.watch(point) if page else None
-            options = {"arithmetic": args.arithmetic or "fp32", **engine_options(args, device)}
+            options = {"arithmetic": args.arithmetic or "fp32", **effort_options(args), **engine_options(args, device)}
             results.append(evaluate_point(point, images, device, args.real, report, watcher, **options))
         except UserError as error:
             if len(points) == 1:

@@ -57,6 +57,7 @@ class SliceCompressionModel(CompressionModel, ABC):
 
     model_name: str
     config: dict[str, Any]  # the constructor's arguments, recorded in checkpoints
+    trained_for: tuple[str, float] | None = None  # metric and lambda of a model of one rate, where that is known
     fixed: tuple[str, ...] = ()  # arguments of the class above that it sets itself
     transform_names: tuple[str, ...] = ("g_a", "g_s")  # what analysis and synthesis consist of
     hyper_names: tuple[str, ...] = ("h_a",)  # what makes z; neither is on the path from z_hat to the scales
@@ -192,11 +193,16 @@ class SliceCompressionModel(CompressionModel, ABC):
         return self.compress_latent(self.to_latent(F.pad(x, pad), quality))
 
     @torch.no_grad()
-    def compress_latent(self, y: Tensor, path: SliceCompressionModel | None = None) -> dict[str, Any]:
-        """The second half of `compress`, from y (B, M, h, w) after any gain; also "y_hat", as it will be decoded."""
+    def compress_latent(
+        self, y: Tensor, path: SliceCompressionModel | None = None, z_from: Tensor | None = None
+    ) -> dict[str, Any]:
+        """The second half of `compress`, from y (B, M, h, w) after any gain; also "y_hat", as it will be decoded.
+
+        z_from: the latent that z is made of, where that is another one.
+        """
         path = path or self
         encoders, checks = [[Encoder() for _ in y] for _ in range(2)], [SymbolCheck() for _ in y]
-        z_hat = self.encode_hyper(y, encoders[1], checks, path)
+        z_hat = self.encode_hyper(y if z_from is None else z_from, encoders[1], checks, path)
         coder = EncodingCoder(path.gaussian_conditional, encoders[0], checks)
         y_hat = path.code_slices(z_hat, y.to(path.dtype), coder).to(self.dtype)
         strings = [[encoder.finish() for encoder in group] for group in encoders]

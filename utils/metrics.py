@@ -10,6 +10,7 @@ from torch import Tensor
 MS_SSIM_WINDOW = 11  # side of the Gaussian window
 MS_SSIM_LEVELS = 5
 MS_SSIM_SMALLEST = (MS_SSIM_WINDOW - 1) * 2 ** (MS_SSIM_LEVELS - 1) + 1  # 161: the window must fit at every level
+WEIGHT_OF_METRIC = {"mse": 255.0**2, "ms-ssim": 1.0}  # lambda is given for errors of 8-bit values
 
 
 def quantise_8_bit(x: Tensor) -> Tensor:
@@ -76,3 +77,12 @@ def require_finite(x_hat: Tensor) -> Tensor:
     if not bool(torch.stack(torch.aminmax(x_hat)).isfinite().all()):
         raise ValueError("the reconstruction is not finite: the weights, or the precision, do not suit this image")
     return x_hat
+
+
+def distortion_of(x_hat: Tensor, x: Tensor, metric: str) -> Tensor:
+    """MSE or 1 - MS-SSIM of each image, (B,), from images (B, 3, H, W) in [0, 1]; it has gradients."""
+    if metric == "mse":
+        return (x_hat - x).square().flatten(1).mean(1)
+    import pytorch_msssim
+
+    return 1 - pytorch_msssim.ms_ssim(x_hat, x, data_range=1.0, win_size=MS_SSIM_WINDOW, size_average=False)

@@ -20,6 +20,7 @@ from models.checkpoints.reading import CheckpointError, read_content
 from models.checkpoints.weights import CODECS, StateDict, find_weights, recorded_model
 
 TABLES = re.compile(r"(entropy_bottleneck|gaussian_conditional)\.(_offset|_quantized_cdf|_cdf_length|scale_table)$")
+LAMBDA_IN_NAME = re.compile(r"(?:^|[_-]|lambda|lmbda)(\d+\.\d+)(?!\d)")
 
 
 def load_model(path: str | Path, device: str | torch.device = "cpu") -> SliceCompressionModel:
@@ -29,7 +30,11 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> SliceCom
     are not exactly those of its model, or hold a number that is not finite.
     """
     try:
-        return model_of(read_content(path)).to(device).eval()
+        content = read_content(path)
+        model = model_of(content)
+        if not model.variable_rate:
+            model.trained_for = trained_for(Path(path).name, content.get("flags") or {})
+        return model.to(device).eval()
     except CheckpointError:
         raise
     except ValueError as error:
@@ -74,6 +79,18 @@ def identify(content: dict[Any, Any], weights: StateDict) -> tuple[str, dict[str
         missing = f"{error.args[0]} is missing" if isinstance(error, KeyError) else str(error)
         shapes = few([f"{name} {tuple(tensor.shape)}" for name, tensor in weights.items()])
         raise ValueError(f"no model that this program knows: {missing}; its tensors are {shapes}") from error
+
+
+def trained_for(name: str, flags: dict[str, Any]) -> tuple[str, float] | None:
+    """Metric and lambda of a model of one rate: as train.py recorded them, or as the checkpoint's name says.
+
+    The authors' names end in lambda (dcae_0.0130.pth.tar): 0.0018 to 0.05 for MSE, 2.4 to 60.5 for MS-SSIM. None where
+    neither says it.
+    """
+    if flags.get("lambda"):
+        return flags.get("type") or "mse", float(flags["lambda"])
+    found = [value for number in LAMBDA_IN_NAME.findall(name) if (value := float(number)) > 0]
+    return ("mse" if found[-1] < 1 else "ms-ssim", found[-1]) if found else None
 
 
 def not_finite(weights: StateDict) -> str:

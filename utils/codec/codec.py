@@ -29,7 +29,10 @@ from utils.codec.bitstream import (
     quality_steps,
     unpack,
 )
+from utils.codec.effort import Progress, Searched, compress_with_effort
 from utils.codec.environment import current_environment, describe_environment
+from utils.codec.search import searchable
+from utils.codec.trade_off import TradeOff
 from utils.data.padding import DEFAULT_PADDING, pad_centred, padded_size
 from utils.entropy_coding.rans import DesynchronisedError
 from utils.inference import products
@@ -40,16 +43,26 @@ class Codec(Engine):
     """A model as it is used: its quick copies, its tables and its fingerprint. The weights must not change any more.
 
     arithmetic: of the path from z_hat to the scales: "fp64" for files that decode anywhere, "fp32" for faster ones,
-    "published" for the published program's layout; padding: see models/padding.py; the rest as in Engine. Threads may
+    "published" for the published program's layout; padding: see utils/data/padding.py; effort: 0..9, of `compress`;
+    trade_off: what searches minimise, by default what the model was trained for; the rest as in Engine. Threads may
     share a codec.
     """
 
     def __init__(
-        self, model: SliceCompressionModel, arithmetic: str = "fp64", padding: str = DEFAULT_PADDING, **engine: Any
+        self,
+        model: SliceCompressionModel,
+        arithmetic: str = "fp64",
+        padding: str = DEFAULT_PADDING,
+        effort: int = 0,
+        trade_off: TradeOff | None = None,
+        **engine: Any,
     ) -> None:
         super().__init__(model, **engine)
-        self.arithmetic, self.padding = arithmetic, padding
-        self.settings = {"arithmetic": arithmetic, "padding": padding, **engine}
+        self.arithmetic, self.padding, self.effort = arithmetic, padding, effort
+        trained_for = model.trained_for and TradeOff(model.trained_for[1], model.trained_for[0], "checkpoint")
+        self.trade_off = trade_off or trained_for  # None: that of the quality, or of the image
+        self._searchable = None
+        self.settings = {"arithmetic": arithmetic, "padding": padding, "effort": effort, **engine}
 
     @cached_property
     def fingerprint(self) -> bytes:
@@ -57,25 +70,44 @@ class Codec(Engine):
         return fingerprint(self.model)
 
     @torch.no_grad()
-    def compress(self, x: Tensor, quality: float | None = None) -> bytes:
+    def compress(
+        self, x: Tensor, quality: float | None = None, effort: int | None = None, progress: Progress | None = None
+    ) -> bytes:
         """Image (1, 3, H, W) in [0, 1] -> the bytes of its file.
 
-        `quality` 1..100, in hundredths, for variable-rate models. Raises ValueError for a quality that the model does
-        not have.
+        `quality` 1..100, in hundredths, for variable-rate models. `effort` 0..9, by default the codec's: how long to
+        search for a file that costs less (docs/effort.md); `progress` is told of its steps. Raises ValueError for a
+        quality that the model does not have.
         """
         if quality is not None:
             quality = quality_steps(quality) / 100  # as the file will say it
+        effort = self.effort if effort is None else effort
+        if effort:
+            return self.search(x, quality, effort, progress).data
         with self.bounded(*x.shape[-2:], self.arithmetic):
             y = self.quick.to_latent(self.padded(x), quality)
             return self.pack(self.code(y), x, quality)
+
+    def search(self, x: Tensor, quality: float | None, effort: int, progress: Progress | None = None) -> Searched:
+        """As `compress` with an effort; also says what that won. Raises UserError where lambda is not to be had."""
+        quality = None if quality is None else quality_steps(quality) / 100
+        return compress_with_effort(self, x, quality, effort, progress)
 
     def padded(self, x: Tensor) -> Tensor:
         """An image (1, 3, H, W) to the size that the model takes."""
         return pad_centred(x, self.model.size_multiple, self.padding)
 
-    def code(self, y: Tensor) -> dict[str, Any]:
-        """y after any gain -> what `compress_latent` gives, in this codec's arithmetic."""
-        return self.quick.compress_latent(y, self.path(self.arithmetic))
+    def code(self, y: Tensor, z_from: Tensor | None = None) -> dict[str, Any]:
+        """y after any gain -> what `compress_latent` gives, in this codec's arithmetic; `z_from` as there."""
+        return self.quick.compress_latent(y, self.path(self.arithmetic), z_from)
+
+    @property
+    def searchable(self) -> SliceCompressionModel:
+        """The copy whose forward pass has gradients, made once."""
+        with self._making:
+            if self._searchable is None:
+                self._searchable = searchable(self.model)
+        return self._searchable
 
     def pack(self, coded: dict[str, Any], x: Tensor, quality: float | None) -> bytes:
         """What `code` made of the padded image x (1, 3, H, W), as a file."""

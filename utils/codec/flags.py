@@ -6,10 +6,12 @@ import argparse
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from models import MODELS
 from models.layers.gain import DEFAULT_QUALITY
 from utils.codec.targets import KINDS, Target
+from utils.codec.trade_off import EFFORTS, TradeOff
 from utils.data.padding import DEFAULT_PADDING, PADDINGS
 from utils.inference.memory import add_inference_flags
 
@@ -37,6 +39,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
         ("psnr", "DB", "PSNR in dB"),
     ):
         add(f"--target-{kind}", type=float, metavar=metavar, help=f"search the quality that gives this: {what}")
+    add_effort_flags(parser)
     add("--format", choices=("bin", "official"), default="bin", help="official: the published program's layout")
     add(
         "--arithmetic", choices=("fp64", "fp32"), help="fp64: decodes on any machine (default); fp32: faster, here only"
@@ -51,9 +54,40 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
         parser.error("--format official is read in fp32 by its program; leave out --arithmetic fp64")
     if args.threads is not None and args.threads < 1:
         parser.error("--threads must be at least 1")
+    check_effort(args, parser)
     check_jobs(args, parser)
     args.target = requested_target(args, parser)
     return args
+
+
+def add_effort_flags(parser: argparse.ArgumentParser) -> None:
+    """--effort and --lambda."""
+    add = parser.add_argument
+    add(
+        "--effort",
+        type=int,
+        choices=EFFORTS,
+        default=0,
+        metavar="0..9",
+        help="search for smaller files: docs/effort.md",
+    )
+    add("--lambda", type=float, dest="weight", metavar="L", help="of --effort, if the checkpoint's name lacks it")
+
+
+def check_effort(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    """Refuse --effort and --lambda where nothing is searched."""
+    if args.weight is not None and not args.effort:
+        parser.error("--lambda is for --effort 1 to 9; leave it out or say how much effort")
+    if args.weight is not None and not 0 < args.weight < math.inf:
+        parser.error(f"--lambda {args.weight:g}: must be a number above 0")
+    if args.effort and getattr(args, "mode", "") == "decompress":
+        parser.error(f"--effort {args.effort} is for compressing; every file decodes at the same speed")
+
+
+def effort_options(args: argparse.Namespace) -> dict[str, Any]:
+    """What the flags say, as arguments of Codec. A lambda from 1 up is one for MS-SSIM."""
+    given = TradeOff(args.weight, "mse" if args.weight < 1 else "ms-ssim", "--lambda") if args.weight else None
+    return {"effort": args.effort, "trade_off": given}
 
 
 def check_jobs(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:

@@ -30,7 +30,8 @@ class Job:
 class Outcome:
     """What came of a job: "done", "kept" or "failed".
 
-    pixels of the image, bytes of the .bin file, milliseconds, quality it was written at (variable-rate models).
+    pixels of the image, bytes of the .bin file, milliseconds, quality it was written at (variable-rate models), effort
+    of a search, by how many percent it lowered the cost, and the lambda and metric of that.
     """
 
     file: str
@@ -39,6 +40,9 @@ class Outcome:
     bytes: int | None = None
     ms: float | None = None
     quality: float | None = None
+    effort: int | None = None
+    won_percent: float | None = None
+    trade_off: dict[str, Any] | None = None
     message: str | None = None
 
     @property
@@ -183,8 +187,11 @@ def summarise(outcomes: Sequence[Outcome], left_out: LeftOut) -> dict:
 def format_summary(summary: dict) -> str:
     """A row a file and the totals; what became of the others is said below."""
     done, total = [file for file in summary["files"] if file["status"] == "done"], summary["total"]
-    head = ["file", "pixels", "bytes", "bpp", "ms"] + ["quality"] * any(file["quality"] for file in done)
-    lines = [format_table(head, [_row(file)[: len(head)] for file in done], _row(total)[: len(head)])] if done else []
+    columns = [*_row(total)]
+    optional = {"quality": "quality", "won %": "won_percent", "lambda": "trade_off"}
+    head = [name for name in columns if name not in optional or any(file[optional[name]] for file in done)]
+    rows = [[_row(file)[name] for name in head] for file in (*done, total)]
+    lines = [format_table(head, rows[:-1], rows[-1])] if done else []
     if total["kept"]:
         lines.append(f"{total['kept']} kept: the output exists; --overwrite replaces it")
     if total["failed"]:
@@ -193,6 +200,17 @@ def format_summary(summary: dict) -> str:
     return "\n".join(lines)
 
 
-def _row(file: dict) -> tuple[str, ...]:
-    numbers = str(file["pixels"]), str(file["bytes"]), format_number(file["bpp"], 4), format_number(file["ms"], 0)
-    return (file["file"], *numbers, "" if file["quality"] is None else f"{file['quality']:g}")
+def _row(file: dict) -> dict[str, str]:
+    """The columns of the table that `file` has in a row of its own; estimated lambdas are marked."""
+    of_search = file["trade_off"] or {}
+    mark = "~" if of_search.get("source") == "slope" else ""
+    return {
+        "file": file["file"],
+        "pixels": str(file["pixels"]),
+        "bytes": str(file["bytes"]),
+        "bpp": format_number(file["bpp"], 4),
+        "ms": format_number(file["ms"], 0),
+        "quality": "" if file["quality"] is None else f"{file['quality']:g}",
+        "won %": "" if file["won_percent"] is None else f"{file['won_percent']:.2f}",
+        "lambda": f"{mark}{of_search['lambda']:.4g}" if of_search else "",
+    }

@@ -1,13 +1,14 @@
 """A file of a wanted size, rate or PSNR from a variable-rate model: a search over its quality.
 
 The analysis transform runs once; every trial applies other gains to the same latent. Size, rate and PSNR grow with
-quality, nearly exponentially the first two, so that a few secant steps inside a bracket are enough.
+quality, nearly exponentially the first two, so that a few secant steps inside a bracket are enough. With effort,
+quality and latent are searched together: from the quality found, each trial goes on with the last one's latent.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -17,15 +18,19 @@ from torch import Tensor
 from models.layers.gain import QUALITY_MAX, QUALITY_MIN
 from utils.cli import UserError
 from utils.codec.bitstream import quality_steps
-from utils.metrics import psnr, quantise_8_bit
+from utils.codec.trade_off import TradeOff
+from utils.metrics import psnr, psnr_of_mse, quantise_8_bit
 
 if TYPE_CHECKING:
     from utils.codec.codec import Codec
+    from utils.codec.effort import Progress
 
 KINDS = ("bpp", "size", "psnr")
 TOLERANCE = {"bpp": 0.005, "size": 0.01, "psnr": 0.0005}  # relative; a size is approached from below only
 MOST_TRIALS = 16
 FINEST = 0.01  # quality is stored in hundredths
+MOST_SEARCHES = 4  # trials with effort
+GROWTH = {"bpp": 0.017, "size": 0.017, "psnr": 0.002}  # of the logarithm, a step of quality: a first guess
 
 
 @dataclass(frozen=True)
@@ -53,12 +58,19 @@ class Trial:
     data: bytes
     reached: float
     trials: int = 1
+    distortion: float = math.inf  # MSE, where there is effort
+    won_percent: float | None = None  # in cost, against the file without
+    trade_off: TradeOff | None = None
 
 
 @torch.no_grad()
-def compress_to_target(codec: Codec, x: Tensor, target: Target) -> Trial:
+def compress_to_target(
+    codec: Codec, x: Tensor, target: Target, effort: int = 0, progress: Progress | None = None
+) -> Trial:
     """The file of image x (1, 3, H, W) in [0, 1] by a variable-rate model that comes closest to the target.
 
+    With `effort` 1..9 it is the best of those that are close enough: of least distortion or, for a PSNR, of least bits;
+    `progress` is told of its steps.
     A size or rate above that of the highest quality, or a PSNR below that of the lowest, gives that quality. Raises
     UserError, saying what could be had, where the model cannot go as small, or as good, as is asked.
     """
@@ -77,7 +89,59 @@ def compress_to_target(codec: Codec, x: Tensor, target: Target) -> Trial:
             decoded = codec.image(coded["y_hat"], size, quality)
             return Trial(quality, data, psnr(quantise_8_bit(decoded), quantise_8_bit(x)))
 
-        return search(attempt, target)
+        plain = search(attempt, target)
+    return search_latents(codec, x, target, plain.quality, effort, progress) if effort else plain
+
+
+def search_latents(
+    codec: Codec, x: Tensor, target: Target, quality: float, effort: int, progress: Progress | None
+) -> Trial:
+    """The best file with effort, from the `quality` at which the target is met without."""
+    from utils.codec.effort import Search  # here, as CompressAI takes seconds to load
+
+    work, pixels = Search(codec, x, effort, progress), x.shape[-2] * x.shape[-1]
+
+    def trial(y: Tensor, quality: float) -> Trial:
+        coded = work.code(y, quality, work.trade_off(quality))
+        size = {"size": len(coded.data), "bpp": 8 * len(coded.data) / pixels}
+        reached = psnr_of_mse(coded.distortion) if target.kind == "psnr" else size[target.kind]
+        return Trial(quality, coded.data, reached, distortion=coded.distortion)
+
+    trials, latent = [trial(work.latent(quality), quality)], None
+    for number in range(MOST_SEARCHES):
+        steps = max(1, work.steps // (3 if number else 1))  # the latent of another quality is nearly this one's
+        y = work.refined(work.latent(quality, latent), quality, work.trade_off(quality), steps)
+        trials.append(trial(y, quality))
+        latent, following = y / work.gains(quality), next_quality(trials[1:], target)
+        if abs(following - quality) < FINEST or (number and target.accepts(trials[-1].reached)):
+            break
+        quality = following
+    best, trade_off = best_of(trials, target), work.trade_off(trials[0].quality)
+    costs = [trade_off.cost(t.distortion, pixels) + 8 * len(t.data) for t in (trials[0], best)]
+    won = 100 * (1 - costs[1] / costs[0])
+    return replace(best, trials=len(trials), won_percent=won, trade_off=trade_off)
+
+
+def next_quality(trials: Sequence[Trial], target: Target) -> float:
+    """Where a line through the last two logarithms of what was reached, or through the last one, meets the target."""
+    aim = target.value * (1 - TOLERANCE["size"] / 3) if target.kind == "size" else target.value
+    last, growth = trials[-1], GROWTH[target.kind]
+    if len(trials) > 1 and abs(last.quality - trials[-2].quality) >= FINEST:
+        measured = math.log(last.reached / trials[-2].reached) / (last.quality - trials[-2].quality)
+        growth = min(max(measured, growth / 3), 3 * growth)
+    quality = last.quality + math.log(aim / last.reached) / growth
+    return quality_steps(min(max(quality, QUALITY_MIN), QUALITY_MAX)) / 100
+
+
+def best_of(trials: Sequence[Trial], target: Target) -> Trial:
+    """Of the files that are close enough the best, or the closest; a size is never exceeded where that can be."""
+    if target.kind == "size":
+        close = [t for t in trials if t.reached <= target.value]
+    else:
+        close = [t for t in trials if target.accepts(t.reached)]
+    if not close:
+        return min(trials, key=lambda t: target.distance(t.reached))
+    return min(close, key=lambda t: len(t.data) if target.kind == "psnr" else t.distortion)
 
 
 def search(attempt: Callable[[float], Trial], target: Target) -> Trial:

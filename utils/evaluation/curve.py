@@ -145,6 +145,7 @@ def evaluate_point(
         "quality": quality,
         "rate": "real" if real else "estimated",
         "arithmetic": codec.arithmetic if real else None,
+        "effort": codec.effort if real else None,
         "device": describe_device(device),
         "average": average(records),
         "images": [{**record, "name": names[record["name"]]} for record in records],

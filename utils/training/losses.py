@@ -10,11 +10,10 @@ from torch import Tensor
 
 from models.layers.gain import LAMBDA_RANGE
 from utils.entropy_coding.frequencies import SCALE_MIN
-from utils.metrics import MS_SSIM_WINDOW
+from utils.metrics import WEIGHT_OF_METRIC, distortion_of
 
 METRICS = ("mse", "ms-ssim")
 DEFAULT_LAMBDA = {"mse": 0.013, "ms-ssim": 8.73}
-WEIGHT_OF_METRIC = {"mse": 255.0**2, "ms-ssim": 1.0}  # lambda is given for errors of 8-bit values
 
 
 def rate_distortion(
@@ -50,12 +49,3 @@ def balance(lambdas, lambda_range: Sequence[float] = LAMBDA_RANGE):
     lambda grows 27.8-fold. Without weights the gradients of the high rates would drown those of the low ones.
     """
     return (lambdas / math.sqrt(math.prod(lambda_range))) ** -0.5
-
-
-def distortion_of(x_hat: Tensor, x: Tensor, metric: str) -> Tensor:
-    """MSE or 1 - MS-SSIM of each image, (B,), from images (B, 3, H, W) in [0, 1]."""
-    if metric == "mse":
-        return (x_hat - x).square().flatten(1).mean(1)
-    import pytorch_msssim
-
-    return 1 - pytorch_msssim.ms_ssim(x_hat, x, data_range=1.0, win_size=MS_SSIM_WINDOW, size_average=False)

@@ -1,0 +1,338 @@
+"""Files by an encoder that searches: ordinary files, never dearer, the same each time, of every model and any size."""
+
+from __future__ import annotations
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+
+import compress_and_decompress
+from models import load_model
+from models.checkpoints.loading import trained_for
+from tests.toys import TOYS, toy_image, toy_model
+from utils.cli import UserError
+from utils.codec.checkpoint import DEFAULT_CHECKPOINT
+from utils.codec.codec import Codec
+from utils.codec.effort import Search
+from utils.codec.search import SearchingCoder, refine, searchable, slope
+from utils.codec.targets import Target, compress_to_target
+from utils.codec.trade_off import STEPS, TradeOff, of_quality
+from utils.codec.windows import bytes_a_pixel, cores, cut, refine_image
+from utils.data.padding import pad_centred
+from utils.metrics import distortion_of, psnr, quantise_8_bit
+
+FIXED = TradeOff(0.01, "mse", "test")
+
+
+def codec_of(kind: str, **options) -> Codec:
+    trade_off = None if kind == "dcae-variable-rate" else FIXED
+    return Codec(toy_model(kind), **{"trade_off": trade_off, **options})
+
+
+def quality_of(codec: Codec) -> float | None:
+    return 30.0 if codec.model.variable_rate else None
+
+
+def cost(codec: Codec, data: bytes, x: torch.Tensor, trade_off: TradeOff) -> float:
+    """Of a file as whoever decodes it finds it."""
+    shown = quantise_8_bit(codec.decompress(data)).double()
+    pixels = x.shape[-2] * x.shape[-1]
+    return trade_off.cost(float(distortion_of(shown, x.double(), trade_off.metric)[0]), pixels) + 8 * len(data)
+
+
+@pytest.mark.parametrize("kind", TOYS)
+def test_every_model_gets_a_cheaper_file_that_decodes(kind):
+    codec, x = codec_of(kind), quantise_8_bit(toy_image(70, 90))
+    quality = quality_of(codec)
+    found = codec.search(x, quality, effort=3)
+    trade_off, plain = found.trade_off, codec.compress(x, quality)
+    assert found.plain.data == plain
+    assert cost(codec, found.data, x, trade_off) == pytest.approx(found.best.cost, rel=1e-9)
+    assert cost(codec, plain, x, trade_off) == pytest.approx(found.plain.cost, rel=1e-9)
+    assert found.best.cost < found.plain.cost and found.won_percent > 0
+    codec.verify(found.data)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 200), (129, 64), (65, 131)])
+def test_tiny_and_odd_sizes_never_cost_more(size):
+    codec, x = codec_of("dcae-variable-rate"), quantise_8_bit(toy_image(*size))
+    found = codec.search(x, 60.0, effort=2)
+    assert cost(codec, found.data, x, found.trade_off) <= cost(codec, codec.compress(x, 60.0), x, found.trade_off)
+    assert codec.decompress(found.data).shape == x.shape
+
+
+@pytest.mark.parametrize("arithmetic", ["fp64", "fp32", "published"])
+def test_files_of_every_arithmetic(arithmetic):
+    codec, x = codec_of("tcm", arithmetic=arithmetic), quantise_8_bit(toy_image(64, 64))
+    found = codec.search(x, None, effort=2)
+    assert found.best.cost < found.plain.cost
+    assert cost(codec, found.data, x, FIXED) == pytest.approx(found.best.cost, rel=1e-6)
+
+
+def test_bfloat16_transforms():
+    codec, x = codec_of("dcae-variable-rate", precision="bf16"), quantise_8_bit(toy_image(64, 64))
+    found = codec.search(x, 30.0, effort=2)
+    assert cost(codec, found.data, x, found.trade_off) <= cost(codec, codec.compress(x, 30.0), x, found.trade_off)
+
+
+def test_the_plain_file_is_kept_where_nothing_is_won():
+    """Where only the distortion of a black image counts that is shown without any error, nothing can be won."""
+    codec, x = codec_of("dcae", trade_off=TradeOff(1e-12)), quantise_8_bit(toy_image(64, 64))
+    search = Search(codec, x, 1)
+    search.refined = lambda y, *_: y + torch.randn(y.shape, generator=torch.Generator().manual_seed(1)) * 9
+    worse = search.code(search.refined(search.latent(None)), None, FIXED)
+    plain = search.code(search.latent(None), None, FIXED)
+    assert worse.cost > plain.cost
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Search, "refined", lambda self, y, *_: search.refined(y))
+        assert codec.search(x, None, 1).data == codec.compress(x)
+
+
+def test_same_bytes_each_time_also_side_by_side_and_in_inference_mode():
+    codec, x = codec_of("dcae-variable-rate"), quantise_8_bit(toy_image(64, 128))
+    first = codec.compress(x, 30.0, effort=3)
+    assert first != codec.compress(x, 30.0)
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(lambda _: codec.compress(x, 30.0, effort=3), range(4))) == [first] * 4
+    with torch.inference_mode():
+        assert Codec(codec.model, effort=3).compress(x, 30.0) == first
+    assert all(p.requires_grad and p.grad is None for p in codec.model.parameters())
+
+
+def test_more_effort_is_more_steps_and_wins_more():
+    assert list(STEPS) == sorted(set(STEPS)) and STEPS[0] == 0
+    codec, x = codec_of("dcae-variable-rate"), quantise_8_bit(toy_image(64, 64))
+    won = [codec.search(x, 30.0, effort).won_percent for effort in (0, 1, 5)]
+    assert 0 == won[0] <= won[1] < won[2]
+    with pytest.raises(ValueError, match=r"outside 0\.\.9"):
+        codec.search(x, 30.0, 10)
+
+
+def test_bits_of_the_search_are_those_of_the_entropy_model():
+    model, generator = toy_model("dcae"), torch.Generator().manual_seed(3)
+    y, mean = (torch.randn(1, 4, 8, 8, generator=generator) * 3 for _ in range(2))
+    scale = torch.rand(1, 4, 8, 8, generator=generator) * 4
+    coder = SearchingCoder()
+    assert torch.equal(coder(y, mean, scale), y + ((y - mean).round() + mean - y))
+    likelihoods = model.gaussian_conditional(y, scale, mean)[1]
+    assert float(coder.bits) == pytest.approx(float(-torch.log2(likelihoods).sum()), rel=1e-5)
+
+
+def test_slopes_of_the_bits():
+    """With respect to the scale the derivative; with respect to y what the integer on the other side costs more."""
+    y, scale = torch.tensor([[[[0.3, -1.4, 2.2]]]]), torch.tensor([[[[0.6, 1.3, 2.0]]]])
+
+    def bits(y, scale):
+        coder = SearchingCoder()
+        coder(y, torch.zeros_like(y), scale)
+        return coder.bits
+
+    y.requires_grad_()
+    scale.requires_grad_()
+    of_y, of_scale = torch.autograd.grad(bits(y, scale), (y, scale))
+    with torch.no_grad():
+        step = 1e-2
+        for i in range(3):
+            each = torch.zeros_like(scale)
+            each[..., i] = step
+            difference = (bits(y, scale + each) - bits(y, scale - each)) / (2 * step)
+            assert float(of_scale[..., i]) == pytest.approx(float(difference), rel=1e-2)
+            low, high = (function(y[..., i : i + 1]) for function in (torch.floor, torch.ceil))
+            rise = bits(high, scale[..., i : i + 1]) - bits(low, scale[..., i : i + 1])
+            assert float(of_y[..., i]) == pytest.approx(float(rise), rel=1e-4)
+
+
+def problem_of(codec: Codec, x: torch.Tensor, trade_off: TradeOff = FIXED):
+    search = Search(codec, x, 1)
+    return search.problem(quality_of(codec), trade_off), search.latent(quality_of(codec))
+
+
+def test_the_rate_of_the_search_is_that_of_the_file():
+    """Of the shipped model: toys have symbols that their tables do not hold."""
+    codec, x = Codec(load_model(DEFAULT_CHECKPOINT)), quantise_8_bit(toy_image(128, 128))
+    search = Search(codec, x, 1)
+    y, problem = search.latent(50.0), search.problem(50.0, search.trade_off(50.0))
+    bits = 8 * len(codec.code(y)["strings"][0][0])
+    with torch.no_grad():
+        assert float(problem.forward(y)[1].bits) == pytest.approx(bits, rel=0.02, abs=64)  # 64: the coder's state
+
+
+def test_curvature_is_that_of_the_distortion():
+    """On a synthesis that is a matrix, the mean diagonal of its square."""
+    codec, x = codec_of("dcae"), quantise_8_bit(toy_image(128, 128))
+    problem, y = problem_of(codec, x)
+    matrix = torch.nn.ConvTranspose2d(codec.model.M, 3, 16, 16, bias=False)
+    torch.nn.init.normal_(matrix.weight, std=0.1)
+    problem.model.synthesis = matrix
+    many = [problem.curvature(y, torch.Generator().manual_seed(seed)) for seed in range(20)]
+    expected = 2 * FIXED.cost(1.0, 1) / 3 * matrix.weight.detach().square().sum((1, 2, 3))
+    assert torch.allclose(torch.stack(many).mean(0).flatten(), expected, rtol=0.3)
+
+
+@pytest.mark.parametrize("kind", ["dcae-variable-rate", "global-tokens", "elic"])
+def test_windows_win_what_the_whole_wins_and_move_cores_alone(kind):
+    codec, x = codec_of(kind), quantise_8_bit(toy_image(300, 250))
+    problem, y = problem_of(codec, x)
+    before = problem.evaluate(y, with_gradient=False)[0]
+    whole = refine(problem, y, 4)
+    windows = list(cut(problem, 300))
+    assert len(windows) > 1
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("utils.codec.windows.LARGEST_WINDOW", 300)
+        steps = []
+        parts = refine_image(problem, y, 4, progress=lambda done, total: steps.append((done, total)))
+    after = problem.evaluate(parts.y, with_gradient=False)[0]
+    assert steps[-1] == (4 * len(windows), 4 * len(windows))
+    assert before - after > 0.6 * (whole.before - whole.after) > 0
+    covered = torch.zeros(y.shape[-2:])
+    for rows, columns, (core_rows, core_columns) in windows:
+        covered[rows, columns][core_rows, core_columns] += 1
+    assert bool((covered == 1).all())
+
+
+def test_cores_are_whole_units_and_fit():
+    assert cores(1000 * 128, 128, 128 * 1000) == [(0, 128000)]
+    for length, side in ((4096, 1280), (1408, 1280), (640, 384)):
+        edges = cores(length, 128, side)
+        assert edges[0][0] == 0 and edges[-1][1] == length
+        assert all(a[1] == b[0] for a, b in zip(edges, edges[1:]))
+        assert all((last - first) % 128 == 0 and last - first + 256 <= side for first, last in edges)
+
+
+def test_a_limit_of_memory_makes_windows_smaller_or_is_refused(monkeypatch):
+    codec, x = codec_of("dcae-variable-rate"), quantise_8_bit(toy_image(500, 120))
+    problem, y = problem_of(codec, x)
+    monkeypatch.setattr("utils.codec.windows.held", lambda device: 0)
+    enough = int(bytes_a_pixel(problem, y) * 400**2) + 16 * y.numel()
+    steps = []
+    found = refine_image(problem, y, 1, enough, lambda done, total: steps.append(total))
+    assert found.after < found.before and steps == [4, 4, 4, 4]
+    with pytest.raises(UserError, match="--max-memory .*a search needs"):
+        refine_image(problem, y, 1, enough // 8)
+
+
+def test_a_model_for_ms_ssim():
+    codec, x = codec_of("dcae", trade_off=TradeOff(60.0, "ms-ssim")), quantise_8_bit(toy_image(192, 200))
+    found = codec.search(x, None, effort=3)
+    assert found.best.cost < found.plain.cost
+    assert cost(codec, found.data, x, found.trade_off) == pytest.approx(found.best.cost, rel=1e-5)
+    small = quantise_8_bit(toy_image(100, 100))
+    assert codec.compress(small, effort=3) == codec.compress(small)
+
+
+@pytest.mark.parametrize(
+    "name, flags, expected",
+    [
+        ("dcae_0.0130.pth.tar", {}, ("mse", 0.013)),
+        ("dcae_8.73.pth.tar", {}, ("ms-ssim", 8.73)),
+        ("tcm_lambda0.05.pt", {}, ("mse", 0.05)),
+        ("best.pt", {"lambda": 0.02, "type": "mse"}, ("mse", 0.02)),
+        ("best.pt", {"lambda": 16.0, "type": "ms-ssim"}, ("ms-ssim", 16.0)),
+        ("model-v1.2.pt", {}, None),
+        ("best.pt", {}, None),
+    ],
+)
+def test_lambda_of_a_checkpoint(name, flags, expected):
+    assert trained_for(name, flags) == expected
+
+
+def test_lambda_from_the_slope():
+    """At the y where scaling does not pay at one lambda, that lambda is found."""
+    codec, x = codec_of("dcae"), quantise_8_bit(toy_image(64, 64))
+    problem, y = problem_of(codec, x, TradeOff(1.0))
+    found = slope(problem, y)
+    assert found.source == "slope" and found.metric == "mse"
+    at_found = problem_of(codec, x, found)[0]
+    gradient = at_found.evaluate(y)[1]
+    assert abs(float((gradient * y).sum())) < 1e-3 * float((gradient * y).abs().sum())
+
+
+def test_weights_are_shared_and_frozen():
+    model = toy_model("tcm")
+    copy = searchable(model)
+    pairs = list(zip(model.parameters(), copy.parameters()))
+    assert all(a.data_ptr() == b.data_ptr() and a.requires_grad and not b.requires_grad for a, b in pairs)
+
+
+@pytest.fixture(scope="module")
+def graded():
+    from tests.test_targets import graded_model
+
+    return Codec(graded_model())
+
+
+@pytest.mark.parametrize("kind", ["size", "bpp", "psnr"])
+def test_targets_with_effort_are_met_and_better(graded, kind):
+    x = quantise_8_bit(toy_image(128, 160))
+    data = graded.compress(x, 55.0)
+    pixels = x.shape[-2] * x.shape[-1]
+    value = {"size": len(data), "bpp": 8 * len(data) / pixels, "psnr": psnr(quantise_8_bit(graded.decompress(data)), x)}
+    target = Target(kind, value[kind])
+    plain, found = compress_to_target(graded, x, target), compress_to_target(graded, x, target, effort=4)
+    errors = [psnr(quantise_8_bit(graded.decompress(t.data)), x) for t in (plain, found)]
+    if kind == "psnr":
+        assert len(found.data) <= len(plain.data) and target.accepts(errors[1])
+    else:
+        assert errors[1] >= errors[0]
+        assert len(found.data) <= value["size"] * (1 if kind == "size" else 1.005)
+    assert found.trade_off == of_quality(plain.quality)
+
+
+def arguments(*flags: str) -> list[str]:
+    return ["--mode", "compress", "--data", "a", "--save_path", "b", *flags]
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--effort", "10"], "invalid choice"),
+        (["--lambda", "0.013"], "--lambda is for --effort"),
+        (["--effort", "3", "--lambda", "0"], "must be a number above 0"),
+        (["--effort", "3", "--mode", "decompress"], "is for compressing"),
+    ],
+)
+def test_wrong_flags_are_refused(flags, message, capsys):
+    with pytest.raises(SystemExit) as leave:
+        compress_and_decompress.parse_arguments(arguments(*flags))
+    assert leave.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("more", [[], ["--target-size", "900"]])
+def test_the_program_reports_what_was_won_whatever_the_number_of_jobs(tmp_path, toy_checkpoint, capsys, more):
+    from utils.data.images import to_uint8, write_png
+
+    for name in "ab":
+        write_png(tmp_path / "in" / f"{name}.png", to_uint8(toy_image(64, 96, seed=ord(name))))
+    written = []
+    for jobs in ("1", "2"):
+        flags = ["--mode", "compress", "--data", str(tmp_path / "in"), "--checkpoint", str(toy_checkpoint)]
+        flags += [
+            "--save_path",
+            str(tmp_path / jobs),
+            "--effort",
+            "2",
+            "--jobs",
+            jobs,
+            "--threads",
+            "2",
+            "--json",
+            *more,
+        ]
+        assert compress_and_decompress.main(flags) == 0
+        files = json.loads(capsys.readouterr().out)["files"]
+        assert all(file["effort"] == 2 and file["won_percent"] >= 0 and file["ms"] > 0 for file in files)
+        assert all(file["trade_off"]["source"] == "quality" for file in files)
+        written.append([(tmp_path / jobs / f"{name}.bin").read_bytes() for name in "ab"])
+    assert written[0] == written[1]
+
+
+def test_padding_is_not_counted():
+    """The distortion is that of the image alone, as the decoder crops it."""
+    codec, x = codec_of("dcae"), quantise_8_bit(toy_image(70, 90))
+    problem, y = problem_of(codec, x)
+    assert problem.x[(..., *problem.inside)].shape == x.shape
+    assert torch.equal(problem.x[(..., *problem.inside)], x)
+    assert torch.equal(problem.x, pad_centred(x, codec.model.size_multiple, codec.padding))

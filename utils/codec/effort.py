@@ -1,0 +1,130 @@
+"""A file by an encoder that searches (utils/codec/search.py): never one that costs more than without a search."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from utils.codec.search import Problem, slope
+from utils.codec.trade_off import EFFORTS, STEPS, TradeOff, of_quality
+from utils.codec.windows import refine_image
+from utils.data.padding import padding_of
+from utils.metrics import MS_SSIM_SMALLEST, distortion_of, quantise_8_bit
+
+if TYPE_CHECKING:
+    from utils.codec.codec import Codec
+
+Progress = Callable[[int, int], None]  # steps done, and of how many
+
+
+@dataclass(frozen=True)
+class Coded:
+    """A file, the distortion of its 8-bit image, and what it costs: lambda * distortion * pixels + bits."""
+
+    data: bytes
+    distortion: float
+    cost: float
+
+
+@dataclass(frozen=True)
+class Searched:
+    """What a search came to: the file kept, the encoder's own, lambda, and steps (of each window)."""
+
+    best: Coded
+    plain: Coded
+    trade_off: TradeOff
+    steps: int
+
+    @property
+    def data(self) -> bytes:
+        return self.best.data
+
+    @property
+    def won_percent(self) -> float:
+        """By how much the cost fell."""
+        return 100 * (1 - self.best.cost / self.plain.cost)
+
+
+class Search:
+    """What is searched for one image x (1, 3, H, W) in [0, 1]; its analysis runs once, whatever is tried.
+
+    Raises ValueError for an effort outside 0..9.
+    """
+
+    def __init__(self, codec: Codec, x: Tensor, effort: int, progress: Progress | None = None) -> None:
+        if effort not in EFFORTS:
+            raise ValueError(f"effort {effort} is outside 0..{EFFORTS[-1]}")
+        self.codec, self.x, self.size, self.steps, self.progress = codec, x, x.shape[-2:], STEPS[effort], progress
+        self.padded = codec.padded(x)
+        befores = (padding_of(side, codec.model.size_multiple)[0] for side in self.size)
+        self.inside = tuple(slice(before, before + side) for before, side in zip(befores, self.size))
+        with self.bounded():
+            self.analysed = codec.quick.analysis(self.padded)
+
+    def bounded(self) -> AbstractContextManager:
+        """For what works with the codec's quick copies."""
+        return self.codec.bounded(*self.size, self.codec.arithmetic)
+
+    def latent(self, quality: float | None, analysed: Tensor | None = None) -> Tensor:
+        """y after any gain: the encoder's, or of another latent before it."""
+        y = self.analysed if analysed is None else analysed
+        return y if quality is None else y * self.gains(quality)
+
+    def gains(self, quality: float) -> Tensor:
+        """What multiplies each channel of a variable-rate model's latent: (1, M, 1, 1)."""
+        return self.codec.quick.gain(torch.ones_like(self.analysed[..., :1, :1]), torch.tensor([quality]))
+
+    def code(self, y: Tensor, quality: float | None, trade_off: TradeOff) -> Coded:
+        """The file of a latent, with z of the encoder's own."""
+        with self.bounded():
+            coded = self.codec.code(y, self.latent(quality))
+            shown = quantise_8_bit(self.codec.image(coded["y_hat"], self.size, quality))
+        data = self.codec.pack(coded, self.x, quality)
+        distortion = float(distortion_of(shown.double(), self.x.double(), trade_off.metric)[0])
+        return Coded(data, distortion, trade_off.cost(distortion, self.size[0] * self.size[1]) + 8 * len(data))
+
+    def refined(self, y: Tensor, quality: float | None, trade_off: TradeOff, steps: int | None = None) -> Tensor:
+        """A latent that costs less than y at this trade-off, as the search estimates it."""
+        problem, steps = self.problem(quality, trade_off), self.steps if steps is None else steps
+        with torch.inference_mode(False), torch.no_grad():
+            return refine_image(problem, y.clone(), steps, self.codec.max_memory, self.progress).y
+
+    def problem(self, quality: float | None, trade_off: TradeOff) -> Problem:
+        """What the search minimises, with z of the encoder's latent."""
+        model = self.codec.searchable
+        with torch.inference_mode(False), torch.no_grad():  # gradients cannot be had of tensors made in that mode
+            z_hat = model.estimate_hyper(self.latent(quality).clone())[0]
+            return Problem(model, z_hat, self.padded.clone(), self.inside, quality, trade_off)
+
+    def trade_off(self, quality: float | None) -> TradeOff:
+        """The codec's, that of the quality, or what the image says."""
+        if self.codec.trade_off is not None:
+            return self.codec.trade_off
+        if quality is not None:
+            return of_quality(quality, self.codec.model.lambda_range)
+        with torch.inference_mode(False):
+            return slope(self.problem(quality, TradeOff(1.0)), self.latent(quality).clone())
+
+
+@torch.no_grad()
+def compress_with_effort(
+    codec: Codec, x: Tensor, quality: float | None, effort: int, progress: Progress | None = None
+) -> Searched:
+    """The cheaper of two files of image x (1, 3, H, W) in [0, 1]: of the latent found, and of the encoder's own.
+
+    The same input gives the same bytes. An image too small for MS-SSIM is coded without a search by models of that.
+    """
+    search = Search(codec, x, effort, progress)
+    y, trade_off = search.latent(quality), search.trade_off(quality)
+    if trade_off.metric == "ms-ssim" and min(x.shape[-2:]) < MS_SSIM_SMALLEST:
+        with search.bounded():
+            coded = Coded(codec.pack(codec.code(y), x, quality), 0.0, 1.0)
+        return Searched(coded, coded, trade_off, 0)
+    plain = search.code(y, quality, trade_off)
+    found = search.code(search.refined(y, quality, trade_off), quality, trade_off)
+    return Searched(min(plain, found, key=lambda coded: coded.cost), plain, trade_off, search.steps)

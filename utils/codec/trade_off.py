@@ -1,0 +1,35 @@
+"""What a search works for, lambda * distortion + rate, and how long: plain values, which programs' flags need."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from models.layers.gain import LAMBDA_RANGE, lambda_of_quality
+from utils.metrics import WEIGHT_OF_METRIC
+
+STEPS = (0, 1, 2, 4, 6, 9, 12, 20, 36, 64)  # of effort 0, 1, ... 9
+EFFORTS = range(len(STEPS))
+
+
+@dataclass(frozen=True)
+class TradeOff:
+    """lambda, the metric of the distortion ("mse", of 8-bit values, or "ms-ssim"), and where lambda is from."""
+
+    weight: float
+    metric: str = "mse"
+    source: str = ""
+
+    def described(self) -> dict[str, Any]:
+        """For JSON: {"lambda", "metric", "source"}."""
+        return {"lambda": self.weight, "metric": self.metric, "source": self.source}
+
+    def cost(self, distortion: Any, pixels: int) -> Any:
+        """lambda * D of an image, in bits."""
+        return self.weight * WEIGHT_OF_METRIC[self.metric] * distortion * pixels
+
+
+def of_quality(quality: float, lambda_range: Sequence[float] = LAMBDA_RANGE) -> TradeOff:
+    """That of a variable-rate model at a quality, 1..100."""
+    return TradeOff(float(lambda_of_quality(quality, lambda_range)), "mse", "quality")

@@ -1,0 +1,145 @@
+"""Searching large images in overlapping windows of the latent, in bounded memory.
+
+A window is a core, whose elements move, and a margin around it, which shows what they do to their neighbours and which
+holds the cores that are done already. J of the window falls, and with it J of the image; what is decoded is the whole
+latent, so that there are no seams. A search holds what the backward pass needs: 1.6 kB a pixel in the shipped model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from itertools import count
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from models.base import STRIDE_Y, STRIDE_Z
+from utils.cli import UserError
+from utils.codec.search import Problem, Refined, refine
+from utils.codec.trade_off import TradeOff
+from utils.inference.memory import held
+from utils.metrics import MS_SSIM_SMALLEST
+
+LARGEST_WINDOW = 1280  # pixels of a side with its margins; larger images are cut even where memory is not limited
+LEAST_MARGIN = 128  # pixels; y's of one attention window
+SLACK = 1.5  # peak of a backward pass over what its forward pass kept
+
+
+def refine_image(
+    problem: Problem,
+    y: Tensor,
+    steps: int,
+    max_memory: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Refined:
+    """As `refine`, in as many windows as the image and the limit (bytes of the process, or of the GPU) need.
+
+    progress: called after each step with how many are done, and of how many. Raises UserError where the smallest
+    window needs more than the limit.
+    """
+    side = LARGEST_WINDOW if max_memory is None else largest_side(problem, y, max_memory)
+    windows = list(cut(problem, side))
+    done = count(1)
+    step = (lambda: progress(next(done), steps * len(windows))) if progress else None
+    if len(windows) == 1:
+        return refine(problem, y, steps, progress=step)
+    parts, y = [], y.clone()
+    for number, (rows, columns, core) in enumerate(windows):
+        part = window_of(problem, rows, columns, core)
+        if part.trade_off.metric == "ms-ssim" and min(part.x[(..., *part.inside)].shape[-2:]) < MS_SSIM_SMALLEST:
+            continue
+        parts.append(refine(part, y[..., rows, columns], steps, number, step))
+        y[..., rows, columns] = parts[-1].y
+    sums = (sum(values) for values in zip(*((p.before, p.after, p.seconds) for p in parts)))
+    before, after, seconds = sums if parts else (0.0, 0.0, 0.0)
+    return Refined(y, before, after, steps, seconds)
+
+
+def margin(multiple: int) -> int:
+    """Pixels around a core: at least LEAST_MARGIN, and whole attention windows."""
+    return -(-LEAST_MARGIN // multiple) * multiple
+
+
+def cores(length: int, multiple: int, side: int) -> list[tuple[int, int]]:
+    """First and last pixel (exclusive) of the cores along a side of the image: about equally long, in multiples."""
+    if length <= side:
+        return [(0, length)]
+    longest = max(multiple, (side - 2 * margin(multiple)) // multiple * multiple)
+    units = length // multiple
+    number = -(-length // longest)
+    edges = [units * i // number * multiple for i in range(number + 1)]
+    return list(zip(edges, edges[1:]))
+
+
+def cut(problem: Problem, side: int) -> Iterator[tuple[slice, slice, tuple[slice, slice]]]:
+    """Rows and columns of y of each window, and those that move, counted from the window's first."""
+    multiple = problem.model.size_multiple
+    border, (height, width) = margin(multiple), problem.x.shape[-2:]
+    for top, bottom in cores(height, multiple, side):
+        for left, right in cores(width, multiple, side):
+            rows, core_rows = around(top, bottom, border, height)
+            columns, core_columns = around(left, right, border, width)
+            yield rows, columns, (core_rows, core_columns)
+
+
+def around(first: int, last: int, border: int, length: int) -> tuple[slice, slice]:
+    """A core (in pixels) with its margin, in positions of y; and the core inside of it."""
+    start, end = max(0, first - border), min(length, last + border)
+    window = slice(start // STRIDE_Y, end // STRIDE_Y)
+    return window, slice((first - start) // STRIDE_Y, (last - start) // STRIDE_Y)
+
+
+def window_of(problem: Problem, rows: slice, columns: slice, core: tuple[slice, slice]) -> Problem:
+    """The part of a problem that a window of y sees."""
+    pixels = tuple(slice(s.start * STRIDE_Y, s.stop * STRIDE_Y) for s in (rows, columns))
+    inside = tuple(
+        slice(max(0, whole.start - part.start), min(part.stop, whole.stop) - part.start)
+        for whole, part in zip(problem.inside, pixels)
+    )
+    x = problem.x[(..., *pixels)]
+    return replace(problem, z_hat=hyper_window(problem.z_hat, rows, columns), x=x, inside=inside, movable=core)
+
+
+def hyper_window(z_hat: Any, rows: slice, columns: slice) -> Any:
+    """z_hat of a window of y; what a model sends beside the map z belongs to the whole image."""
+    if isinstance(z_hat, tuple):
+        return hyper_window(z_hat[0], rows, columns), *z_hat[1:]
+    each = STRIDE_Z // STRIDE_Y
+    return z_hat[..., rows.start // each : rows.stop // each, columns.start // each : columns.stop // each]
+
+
+def largest_side(problem: Problem, y: Tensor, limit: int) -> int:
+    """The largest side of a window, in pixels, whose search stays below the limit. Raises UserError."""
+    multiple, device = problem.model.size_multiple, y.device
+    free = limit - held(device) - 4 * y.numel() * y.element_size()
+    each = bytes_a_pixel(problem, y)
+    side = min(LARGEST_WINDOW, int((max(0, free) / each) ** 0.5) // multiple * multiple)
+    least = min(max(problem.x.shape[-2:]), multiple + 2 * margin(multiple))
+    if side < least:
+        needed = limit - free + int(least**2 * each)
+        raise UserError(
+            f"--max-memory {limit >> 20}M: a search needs {needed >> 20}M here; give as much, or leave --effort out"
+        )
+    return side
+
+
+def bytes_a_pixel(problem: Problem, y: Tensor) -> float:
+    """What a search holds for each pixel of its window, measured on the smallest one."""
+    each = problem.model.size_multiple // STRIDE_Y
+    rows, columns = slice(0, each), slice(0, each)
+    kept: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    part = window_of(problem, rows, columns, (rows, columns))
+    part = replace(part, trade_off=TradeOff(part.trade_off.weight), inside=(slice(None), slice(None)))
+    weights = {p.untyped_storage().data_ptr() for p in part.model.parameters()}
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        part.evaluate(y[..., rows, columns])
+    total = sum(size for pointer, size in kept.items() if pointer not in weights)
+    return SLACK * total / (each * STRIDE_Y) ** 2
