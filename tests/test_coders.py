@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from models import coders
-from models.coders import BOUND, SymbolCheck, get_symbols, put_symbols, to_host
+from models import transfers as memory_of_gpu
+from models.coders import BOUND, SymbolCheck, get_symbols, put_symbols
+from models.transfers import to_host
 from tests.toys import toy_model
 from utils.entropy_coding.rans import Decoder, Encoder
 
@@ -17,8 +18,8 @@ from utils.entropy_coding.rans import Decoder, Encoder
 @pytest.fixture(params=[False, True], ids=["here", "away"])
 def away(request, monkeypatch):
     """Whether tensors are taken for ones of a GPU, which come over in one row of bytes."""
-    monkeypatch.setattr(coders, "is_away", lambda tensor: request.param)
-    monkeypatch.setattr(coders, "pinned", torch.empty_like)
+    monkeypatch.setattr(memory_of_gpu, "is_away", lambda tensor: request.param)
+    monkeypatch.setattr(memory_of_gpu, "pinned", torch.empty_like)
 
 
 def test_arrays_are_what_tensors_were(away):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from models import coders
+from models import transfers as memory_of_gpu
 from models.base import SliceCompressionModel
 from tests.toys import TOYS, toy_model
 from utils.inference.engine import Engine
@@ -59,9 +59,9 @@ class Transfers(TorchDispatchMode):
 @pytest.fixture
 def pinned(monkeypatch):
     """Fake tensors everywhere; the arrays that the entropy coder sees are zeros. The memory that was pinned."""
-    memory, pin = [], coders.pinned
-    monkeypatch.setattr(coders, "pinned", lambda like: memory.append(pin(like)) or memory[-1])
-    monkeypatch.setattr(coders, "array_of", lambda tensor: np.zeros(tensor.shape, str(tensor.dtype)[6:]))
+    memory, pin = [], memory_of_gpu.pinned
+    monkeypatch.setattr(memory_of_gpu, "pinned", lambda like: memory.append(pin(like)) or memory[-1])
+    monkeypatch.setattr(memory_of_gpu, "array_of", lambda tensor: np.zeros(tensor.shape, str(tensor.dtype)[6:]))
     monkeypatch.setattr(SliceCompressionModel, "double", lambda self: on_gpu(self, torch.float64))
     monkeypatch.setattr(FakeTensorMode, "__deepcopy__", lambda self, memo: self, raising=False)
     with FakeTensorMode():
