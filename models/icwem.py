@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from compressai.registry import register_model
 from torch import Tensor
 
@@ -19,7 +20,7 @@ from models.tcm import TCM
 
 @register_model("icwem")
 class ICWEM(TCM):
-    """Defaults are the thesis' model; arguments as in TCM."""
+    """Defaults are the thesis' model; arguments as in TCM. The networks on pixels, of 8 bits, leave autocast."""
 
     model_name = "icwem"
     transform_names = ("g_a", "g_s", "enh", "inv")
@@ -32,8 +33,12 @@ class ICWEM(TCM):
 
     def analysis(self, x: Tensor) -> Tensor:
         """Image (B, 3, H, W) in [0, 1] -> y (B, M, H/16, W/16)."""
-        return self.g_a(self.inv(self.enh.forw_enh(x)))
+        with torch.autocast(x.device.type, enabled=False):
+            x = self.inv(self.enh.forw_enh(x))
+        return self.g_a(x)
 
     def synthesis(self, y_hat: Tensor) -> Tensor:
         """y_hat (B, M, h, w) -> image (B, 3, 16h, 16w), not clamped before the inverse network either."""
-        return self.enh.back_enh(self.inv.inverse(self.g_s(y_hat)))
+        x = self.g_s(y_hat)
+        with torch.autocast(x.device.type, enabled=False):
+            return self.enh.back_enh(self.inv.inverse(x.to(self.dtype)))

@@ -28,9 +28,10 @@ def test_flags_exist(program):
 def test_files_and_targets_exist():
     tree = README.split("## Files")[1].split("```")[1]
     named = re.findall(r"[\w./]+\.(?:py|md|txt|toml|cff)\b|\b\w+/(?=\s|$)|Makefile|LICENSE", tree)
-    folders = ["", "models", "utils", "scripts", "tests", "docs", "assets"]
+    code = [folder for top in ("models", "utils", "assets") for folder in (ROOT / top).rglob("*") if folder.is_dir()]
+    folders = [ROOT, *code, *(ROOT / top for top in ("models", "utils", "scripts", "tests", "docs", "assets"))]
     for name in named:
-        assert any((ROOT / folder / name).exists() for folder in folders), name
+        assert any((folder / name).exists() for folder in folders), name
     for entry in (p.name for p in ROOT.iterdir()):
         if not entry.startswith(".") and entry not in {"README.md", *MADE_BY_RUNNING}:
             assert entry in tree or f"{entry}/" in tree, f"{entry} is missing from the README's file tree"

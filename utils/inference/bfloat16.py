@@ -21,7 +21,7 @@ MATRICES = (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)
 
 def in_bfloat16(quick: SliceCompressionModel) -> None:
     """Let a quick copy compute its transforms in bfloat16; the tensors of the model that it shares stay as they are."""
-    for name in quick.transform_names:
+    for name in ("g_a", "g_s"):
         for layer in getattr(quick, name).modules():
             if isinstance(layer, MATRICES) and not isinstance(layer, StripedExactConvolution):
                 for key, parameter in layer.named_parameters(recurse=False):
