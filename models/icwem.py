@@ -41,4 +41,4 @@ class ICWEM(TCM):
         """y_hat (B, M, h, w) -> image (B, 3, 16h, 16w), not clamped before the inverse network either."""
         x = self.g_s(y_hat)
         with torch.autocast(x.device.type, enabled=False):
-            return self.enh.back_enh(self.inv.inverse(x.to(self.dtype)))
+            return self.enh.back_enh(self.inv.inverse(x.to(next(self.inv.parameters()).dtype)))
