@@ -236,7 +236,7 @@ def test_an_image_that_is_not_finite_is_an_error(photos, tmp_path, checkpoint, c
     assert "a.bin: the reconstruction is not finite" in capsys.readouterr().err
     assert not list((tmp_path / "out").iterdir())
     model = load_model(tmp_path / "huge.pt")
-    assert evaluate_images(model, [photos / "a.png"], failed=lambda path, error: print(error)) == []
+    assert evaluate_images(Codec(model), [photos / "a.png"], failed=lambda path, error: print(error)) == []
     assert "not finite" in capsys.readouterr().out
 
 
