@@ -378,3 +378,19 @@ def test_integers_are_exact_in_float32():
     assert torch.equal(from_integers(to_integers(torch.zeros(4, 4), 8)), torch.zeros(4, 4))
     with pytest.raises(ValueError, match="8 or 10 bits"):
         to_integers(weight, 4)
+
+
+def test_integers_as_safetensors_and_back(tmp_path):
+    """The same weights as from the other format; a part that is missing is an error, not another weight."""
+    model = toy_model("dcae")
+    record = {"name": "dcae", "config": model.config}
+    torch.save({"format": 1, "model": record, "state_dict": model.state_dict()}, tmp_path / "best.pt")
+    for name in ("small.pt", "small.safetensors"):
+        export(["--checkpoint", str(tmp_path / "best.pt"), "--precision", "int8", "--output", str(tmp_path / name)])
+    one, other = (load_model(tmp_path / name) for name in ("small.pt", "small.safetensors"))
+    assert fingerprint(one) == fingerprint(other) != fingerprint(model)
+    content = torch.load(tmp_path / "small.pt", weights_only=True)
+    del next(iter(content["integers"].values()))["scale"]
+    torch.save(content, tmp_path / "broken.pt")
+    with pytest.raises(CheckpointError, match="broken.pt: its integer weights are damaged"):
+        load_model(tmp_path / "broken.pt")

@@ -44,7 +44,11 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> SliceCom
 def model_of(content: dict[Any, Any]) -> SliceCompressionModel:
     """The model of what `read_content` read. Raises ValueError, saying why there is none."""
     weights = find_weights(content)
-    weights |= {name: from_integers(integers) for name, integers in content.get("integers", {}).items()}
+    try:
+        integers = content.get("integers", {}) if recorded_model(content) else {}
+        weights |= {name: from_integers(parts) for name, parts in integers.items()}
+    except (KeyError, RuntimeError, AttributeError, TypeError) as error:
+        raise ValueError(f"its integer weights are damaged ({error}); fetch it again") from error
     weights = {n: t.float() if t.is_floating_point() else t for n, t in weights.items()}
     name, config = identify(content, weights)
     try:

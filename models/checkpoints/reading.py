@@ -27,6 +27,7 @@ PROGRAMS = frozenset(
 )  # of what these offer, only PLAIN has a place in a checkpoint
 
 
+PART = "|"  # in a safetensors file: between the name of a weight that is kept as integers and that of a part of it
 OLD_MODULES = {"__builtin__": "builtins", "copy_reg": "copyreg"}  # as pickles up to protocol 2 call them
 
 
@@ -131,11 +132,16 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
 
     try:
         with safe_open(path, "pt") as file:
-            content = {"state_dict": {name: file.get_tensor(name) for name in file.keys()}}  # noqa: SIM118
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             recorded = (file.metadata() or {}).get("model")
-            return content | ({"model": json.loads(recorded)} if recorded else {})
+            record = {"model": json.loads(recorded)} if recorded else {}
     except (SafetensorError, ValueError) as error:
         raise CheckpointError(f"{path}: damaged or truncated safetensors file; fetch or copy it again") from error
+    integers: dict[str, dict[str, torch.Tensor]] = {}
+    for name in [name for name in tensors if PART in name]:
+        weight, _, part = name.partition(PART)
+        integers.setdefault(weight, {})[part] = tensors.pop(name)
+    return {"state_dict": tensors, **({"integers": integers} if integers else {}), **record}
 
 
 # ---- pickles -------------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 import models
-from models.checkpoints.reading import CheckpointError, read_content
+from models.checkpoints.reading import PART, CheckpointError, read_content
 from utils.cli import UserError
 from utils.files import atomic_write
 
@@ -77,11 +77,12 @@ def save_checkpoint(path: str | Path, content: dict[str, Any]) -> None:
 def save_safetensors(path: str | Path, content: dict[str, Any]) -> None:
     """Write the "state_dict" of `content` as a safetensors file whose metadata is its "model" as JSON.
 
-    Raises UserError, naming the file, where it cannot be written.
+    The parts of "integers" are tensors of their own. Raises UserError, naming the file, where it cannot be written.
     """
     from safetensors.torch import save
 
-    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in content["state_dict"].items()}
+    parts = {f"{name}{PART}{part}": t for name, i in content.get("integers", {}).items() for part, t in i.items()}
+    tensors = {name: t.detach().cpu().contiguous().clone() for name, t in {**content["state_dict"], **parts}.items()}
     metadata = {"format": "pt", "model": json.dumps(content["model"])}
     try:
         with atomic_write(path) as file:
