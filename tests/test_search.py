@@ -20,6 +20,7 @@ from utils.codec.search import SearchingCoder, refine, searchable, slope
 from utils.codec.targets import Target, compress_to_target
 from utils.codec.trade_off import STEPS, TradeOff, of_quality
 from utils.codec.windows import bytes_a_pixel, cores, cut, refine_image
+from utils.data.images import read_image, to_tensor, to_uint8, write_png
 from utils.data.padding import pad_centred
 from utils.metrics import distortion_of, psnr, quantise_8_bit
 
@@ -165,7 +166,7 @@ def test_curvature_is_that_of_the_distortion():
     problem, y = problem_of(codec, x)
     matrix = torch.nn.ConvTranspose2d(codec.model.M, 3, 16, 16, bias=False)
     torch.nn.init.normal_(matrix.weight, std=0.1)
-    problem.model.synthesis = matrix
+    problem.model.synthesis = lambda y_hat: matrix(y_hat)
     many = [problem.curvature(y, torch.Generator().manual_seed(seed)) for seed in range(20)]
     expected = 2 * FIXED.cost(1.0, 1) / 3 * matrix.weight.detach().square().sum((1, 2, 3))
     assert torch.allclose(torch.stack(many).mean(0).flatten(), expected, rtol=0.3)
@@ -239,14 +240,13 @@ def test_lambda_of_a_checkpoint(name, flags, expected):
 
 
 def test_lambda_from_the_slope():
-    """At the y where scaling does not pay at one lambda, that lambda is found."""
-    codec, x = codec_of("dcae"), quantise_8_bit(toy_image(64, 64))
-    problem, y = problem_of(codec, x, TradeOff(1.0))
-    found = slope(problem, y)
+    """Of the shipped model, whose lambda is known."""
+    sample = DEFAULT_CHECKPOINT.parent / "samples" / "city.png"
+    codec, x = Codec(load_model(DEFAULT_CHECKPOINT)), to_tensor(read_image(sample)[0])[..., :128, :128]
+    search = Search(codec, x, 1)
+    found, known = slope(search.problem(50.0, TradeOff(1.0)), search.latent(50.0)), of_quality(50.0)
     assert found.source == "slope" and found.metric == "mse"
-    at_found = problem_of(codec, x, found)[0]
-    gradient = at_found.evaluate(y)[1]
-    assert abs(float((gradient * y).sum())) < 1e-3 * float((gradient * y).abs().sum())
+    assert known.weight / 4 < found.weight < 4 * known.weight
 
 
 def test_weights_are_shared_and_frozen():
@@ -300,10 +300,8 @@ def test_wrong_flags_are_refused(flags, message, capsys):
     assert message in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("more", [[], ["--target-size", "900"]])
+@pytest.mark.parametrize("more", [[], ["--target-size", "100000"]])
 def test_the_program_reports_what_was_won_whatever_the_number_of_jobs(tmp_path, toy_checkpoint, capsys, more):
-    from utils.data.images import to_uint8, write_png
-
     for name in "ab":
         write_png(tmp_path / "in" / f"{name}.png", to_uint8(toy_image(64, 96, seed=ord(name))))
     written = []

@@ -164,20 +164,19 @@ class Problem:
 
 
 def slope(problem: Problem, y: Tensor) -> TradeOff:
-    """lambda from the image itself: the model was trained until scaling y up by a little did not pay.
+    """lambda from the image itself, by the gradients of a search; of the shipped model found 0.4 to 2 times as large.
 
-    lambda dD + dR = 0 along y, with the gradients of a search. Raises UserError where both have one sign.
+    The model was trained until scaling a channel of y did not pay: lambda dD + dR = 0 along each channel's own y. Of
+    one image these sums are noisy, so that their magnitudes over all channels are compared.
     """
     with torch.enable_grad():
         y = y.detach().requires_grad_()
         distortion, coder = problem.forward(y)
-        of_distortion, of_rate = (
-            torch.autograd.grad(part, y, retain_graph=True)[0] for part in (distortion, coder.bits)
-        )
-    weight = -problem.trade_off.weight * float((of_rate * y).sum() / (of_distortion * y).sum())
-    if not 0 < weight < math.inf:
+        parts = [torch.autograd.grad(part, y, retain_graph=True)[0] for part in (distortion, coder.bits)]
+    of_distortion, of_rate = (float((part * y.detach()).sum((0, 2, 3)).abs().sum()) for part in parts)
+    if not (of_distortion and of_rate):
         raise UserError("--effort: this model's lambda cannot be estimated from the image; say it with --lambda")
-    return TradeOff(weight, problem.trade_off.metric, "slope")
+    return TradeOff(problem.trade_off.weight * of_rate / of_distortion, problem.trade_off.metric, "slope")
 
 
 def searchable(model: SliceCompressionModel) -> SliceCompressionModel:
