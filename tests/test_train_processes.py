@@ -42,7 +42,7 @@ def started(command: list[str], log: Path, steps: int) -> subprocess.Popen:
     """The program, running, when its log has lines of so many steps."""
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
     end = time.monotonic() + 90
-    while not log.exists() or log.read_text().count('"train"') < steps:
+    while not log.exists() or log.read_text().count('"event": "train"') < steps:
         assert process.poll() is None and time.monotonic() < end, process.communicate()[1]
         time.sleep(0.05)
     return process
