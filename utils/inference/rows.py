@@ -246,7 +246,8 @@ class StripedDeconvolution(Striped, nn.ConvTranspose2d):
     def fits(cls, module: nn.ConvTranspose2d) -> bool:
         """Where the result is as many times as large."""
         (stride, across), (kernel, wide) = module.stride, module.kernel_size
-        enlarging = module.padding == (kernel // 2,) * 2 and module.output_padding == (stride - 1,) * 2
+        enlarging = kernel % 2 == 1 and module.padding == (kernel // 2,) * 2
+        enlarging = enlarging and module.output_padding == (stride - 1,) * 2
         return super().fits(module) and enlarging and (stride, kernel) == (across, wide) and module.dilation == (1, 1)
 
     def forward(self, x: Tensor) -> Tensor:
