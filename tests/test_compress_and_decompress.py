@@ -256,12 +256,12 @@ def test_no_damaged_file_gives_an_image(photos, tmp_path, checkpoint):
     from utils.codec.codec import Codec
     from utils.data.images import to_tensor
 
-    model = load_model(checkpoint)
-    data = Codec(model).compress(to_tensor(read_image(photos / "a.png")[0][:16, :16]))
+    codec = Codec(load_model(checkpoint))
+    data = codec.compress(to_tensor(read_image(photos / "a.png")[0][:16, :16]))
     cases = 0
     for name, broken in damaged(data):
         with pytest.raises(BitstreamError):
-            Codec(model).decompress(broken)
+            codec.decompress(broken)
             pytest.fail(name)
         cases += 1
     print(f"{cases} damaged files, none gave an image")

@@ -14,7 +14,7 @@ from utils.data.padding import pad_centred
 from utils.entropy_coding.rans import DesynchronisedError, Encoder
 from utils.inference.float64 import portable
 
-SIZES = [(1, 1), (1, 300), (17, 64), (128, 128), (129, 127), (200, 312), (256, 128)]
+SIZES = [(1, 1), (1, 300), (17, 64), (128, 128), (129, 127)]
 
 
 def quality_of(model):
@@ -26,17 +26,21 @@ def model(request):
     return toy_model(request.param)
 
 
+@pytest.fixture(scope="module")
+def codecs(model):
+    return [Codec(model, arithmetic) for arithmetic in ("fp32", "fp64")]
+
+
 @pytest.mark.parametrize("size", SIZES, ids=str)
-@pytest.mark.parametrize("arithmetic", ["fp32", "fp64"])
-def test_decode_of_encode_equals_the_quantised_forward(model, size, arithmetic):
+def test_decode_of_encode_equals_the_quantised_forward(model, codecs, size):
     x, quality = toy_image(*size), quality_of(model)
     out = model.compress(x, quality)
     back = model.decompress(out["strings"], out["shape"], size, quality)
     assert back["checks"] == out["checks"]
     with torch.no_grad():
         assert torch.equal(back["x_hat"], model(x, quality)["x_hat"].clamp(0, 1))
-    codec = Codec(model, arithmetic)
-    assert codec.decompress(codec.compress(x, quality)).shape == x.shape
+    for codec in codecs:
+        assert codec.decompress(codec.compress(x, quality)).shape == x.shape
 
 
 def test_batches(model):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+from functools import cache
+
 import torch
 
 from models import build_model
@@ -34,7 +37,12 @@ TOYS = {
 
 
 def toy_model(kind: str, salt: str = "") -> SliceCompressionModel:
-    """The toy of this kind in eval mode, tables ready; another salt gives other weights."""
+    """The toy of this kind in eval mode, tables ready, for its caller alone; another salt gives other weights."""
+    return copy.deepcopy(_toy_model(kind, salt))
+
+
+@cache
+def _toy_model(kind: str, salt: str) -> SliceCompressionModel:
     name, options = TOYS[kind]
     model = build_model(name, **options)
     fill_(model.state_dict(), salt)

@@ -20,16 +20,13 @@ def quantize_pmf(pmf: np.ndarray) -> np.ndarray:
     """
     counts = np.floor(pmf.astype(np.float32).astype(np.float64) * (1 << PRECISION) + 0.5).astype(np.int64)
     counts = (counts << PRECISION) // counts.sum()
-    cdf = np.concatenate([[0], np.cumsum(counts)])
-    cdf[-1] = 1 << PRECISION
-    for i in np.flatnonzero(np.diff(cdf) == 0):
-        frequency = np.diff(cdf)
-        donor = int(np.argmin(np.where(frequency > 1, frequency, 2 << PRECISION)))
-        if donor < i:
-            cdf[donor + 1 : i + 1] -= 1
-        else:
-            cdf[i + 1 : donor + 1] += 1
-    return cdf
+    counts[-1] += (1 << PRECISION) - counts.sum()
+    donors = np.where(counts > 1, counts, 2 << PRECISION)
+    for i in np.flatnonzero(counts == 0):
+        donor = donors.argmin()
+        counts[[i, donor]] += 1, -1
+        donors[donor] = counts[donor] if counts[donor] > 1 else 2 << PRECISION
+    return np.concatenate([[0], np.cumsum(counts)])
 
 
 def quantize_pmfs(pmfs: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
