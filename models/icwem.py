@@ -9,26 +9,37 @@ invertible network.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from compressai.registry import register_model
 from torch import Tensor
 
+from models.configuration import record
 from models.layers.invertible import EnhancementPair, InvertibleNetwork
 from models.tcm import TCM
 
 
 @register_model("icwem")
 class ICWEM(TCM):
-    """Defaults are the thesis' model; arguments as in TCM. The networks on pixels, of 8 bits, leave autocast."""
+    """Defaults are the thesis' model. The networks on pixels, of 8 bits, leave autocast.
+
+    enhancement_width, growth: widths of the enhancement networks and of the layers in their dense blocks; the others
+    are TCM's.
+    """
 
     model_name = "icwem"
     transform_names = ("g_a", "g_s", "enh", "inv")
 
+    @record
+    def __init__(self, enhancement_width: int = 64, growth: int = 32, **arguments: Any) -> None:
+        self.enhancement_sizes = enhancement_width, growth  # first: what is called next builds the networks
+        super().__init__(**arguments)
+
     def build_transforms(self, N: int, M: int, head_dims: Sequence[int], window: int) -> None:
         """g_a, g_s and the networks in front of g_a and behind g_s."""
         super().build_transforms(N, M, head_dims, window)
-        self.enh = EnhancementPair(width=64)
+        self.enh = EnhancementPair(*self.enhancement_sizes)
         self.inv = InvertibleNetwork()
 
     def analysis(self, x: Tensor) -> Tensor:

@@ -27,13 +27,14 @@ TOYS = {
     "dcae-no-msfa": ("dcae", {**_DCAE, "msfa": 0}),
     "dcae-variable-rate": ("dcae", {**_DCAE, "variable_rate": True}),
     "tcm": ("tcm-small", _TCM),
-    "icwem": ("icwem", _TCM),
+    "icwem": ("icwem", {"enhancement_width": 8, "growth": 4, **_TCM}),
     "tcm-dictionary": ("tcm-dictionary", {**_PLUG, "head_dims": (4, 4, 4)}),
     "elic": ("elic", _ELIC),
     "elic-dictionary": ("elic-dictionary", _PLUG),
     "elic-plus-dictionary": ("elic-plus-dictionary", {**_ELIC, "dictionary_entries": 6, "msfa": 1}),
     "global-tokens": ("dcae-ablation-global-tokens", _TOKENS),
 }
+KINDS = {**TOYS, "icwem-wide": ("icwem", _TCM)}  # ICWEM's file in tests/portable is this one's
 
 
 def toy_model(kind: str, salt: str = "") -> SliceCompressionModel:
@@ -43,7 +44,7 @@ def toy_model(kind: str, salt: str = "") -> SliceCompressionModel:
 
 @cache
 def _toy_model(kind: str, salt: str) -> SliceCompressionModel:
-    name, options = TOYS[kind]
+    name, options = KINDS[kind]
     model = build_model(name, **options)
     fill_(model.state_dict(), salt)
     model.update(force=True)

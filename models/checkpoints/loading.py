@@ -127,7 +127,8 @@ def detect(weights: StateDict) -> tuple[str, dict[str, Any]]:
     if "h_z_s1.0.weight" in weights:
         return "dcae", _detect_dcae(weights)
     if "h_mean_s.0.conv.weight" in weights:
-        return ("icwem" if "inv.operations.0.weight" in weights else "tcm-large"), _detect_tcm(weights)
+        invertible = "inv.operations.0.weight" in weights
+        return ("icwem", _detect_icwem(weights)) if invertible else ("tcm-large", _detect_tcm(weights))
     if any(CODECS in name for name in weights):
         raise ValueError(
             "it has the names that CompressAI gives to its own DCAE or TCM, whose layers order channels differently; "
@@ -202,3 +203,11 @@ def _detect_tcm(weights: StateDict) -> dict[str, Any]:
         "attention_head_dim": _heads(weights, attention)[0],
         **_entropy_sizes(weights),
     }
+
+
+def _detect_icwem(weights: StateDict) -> dict[str, Any]:
+    enhancement = {
+        "enhancement_width": weights["enh.forw_enh.layers.1.weight"].shape[0],
+        "growth": weights["enh.forw_enh.layers.0.conv1.weight"].shape[0],
+    }
+    return enhancement | _detect_tcm(weights)

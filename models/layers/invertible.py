@@ -25,7 +25,7 @@ def _scaled_xavier(layer: nn.Conv2d, factor: float) -> None:
 class DenseBlock(nn.Module):
     """Five 3x3 convolutions, each on the block's input and all outputs before it."""
 
-    def __init__(self, in_channels: int, out_channels: int, growth: int = 32) -> None:
+    def __init__(self, in_channels: int, out_channels: int, growth: int) -> None:
         super().__init__()
         for j in range(1, 6):
             layer = conv(in_channels + (j - 1) * growth, growth if j < 5 else out_channels)
@@ -43,14 +43,14 @@ class DenseBlock(nn.Module):
 class Enhancement(nn.Module):
     """x + 0.2 * layers(x)."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, growth: int) -> None:
         super().__init__()
         self.layers = nn.Sequential(
-            DenseBlock(3, width),
+            DenseBlock(3, width, growth),
             conv(width, width, 1),
             conv(width, width, 3),
             conv(width, width, 1),
-            DenseBlock(width, 3),
+            DenseBlock(width, 3, growth),
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -61,10 +61,10 @@ class Enhancement(nn.Module):
 class EnhancementPair(nn.Module):
     """The networks before the invertible one and after its inverse."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, growth: int) -> None:
         super().__init__()
-        self.forw_enh = Enhancement(width)
-        self.back_enh = Enhancement(width)
+        self.forw_enh = Enhancement(width, growth)
+        self.back_enh = Enhancement(width, growth)
 
 
 class InvertibleConvolution(nn.Module):
