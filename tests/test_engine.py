@@ -17,7 +17,7 @@ from models.base import SliceCompressionModel
 from models.layers.attention import ScaledSwinLayer, SwinStage, WindowAttention
 from models.layers.convolution import ExactConvolution, ResidualBottleneck
 from models.layers.dictionary import DictionaryCrossAttention
-from tests.toys import TOYS, toy_image, toy_model
+from tests.toys import TOYS, toy_image, toy_model, writer
 from utils.cli import UserError
 from utils.codec.codec import Codec
 from utils.data.padding import pad_centred
@@ -79,7 +79,7 @@ WITHOUT_ENGINE = """
 import sys
 sys.modules["utils.inference"] = None
 import torch
-from tests.toys import TOYS, toy_image, toy_model
+from tests.toys import TOYS, toy_image, toy_model, writer
 from utils.training.losses import rate_distortion
 for kind in TOYS:
     model, x = toy_model(kind), toy_image(128, 128)
@@ -106,7 +106,7 @@ def test_models_work_without_the_engine():
 def test_plain_models_in_float64_decode_the_files_of_the_past(kind, monkeypatch):
     from models.coders import SymbolCheck
 
-    model, digest, add = toy_model(kind), hashlib.sha256(), SymbolCheck.add
+    model, digest, add = writer(kind), hashlib.sha256(), SymbolCheck.add
     monkeypatch.setattr(
         SymbolCheck, "add", lambda s, symbols: (digest.update(symbols.astype("<i4").tobytes()), add(s, symbols))
     )

@@ -108,8 +108,7 @@ def test_forward_under_autocast(kind, pinned):
     assert transfers.seen == [Transfer("cuda", False, 1)] * (2 * model.variable_rate)  # the quality, for both gains
 
 
-@pytest.mark.parametrize("arithmetic", ["fp32", "fp64"])
-@pytest.mark.parametrize("kind", TOYS)
+@pytest.mark.parametrize(("kind", "arithmetic"), [*((kind, "fp64") for kind in TOYS), ("dcae", "fp32")])
 def test_transfers_of_coding(kind, arithmetic, pinned):
     """One to the host a call of the coder, and one back when decoding; all of them pinned."""
     model, x, quality = toy_on_gpu(kind)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from models.coders import SymbolCheck
-from tests.toys import TOYS, toy_model
+from tests.toys import TOYS, toy_model, writer
 from utils.codec.bitstream import BitstreamError
 from utils.codec.codec import Codec
 from utils.data.images import read_image, to_tensor
@@ -61,14 +61,13 @@ def test_verify_notices_fast_files_that_fail_elsewhere():
         codec.verify(fast)
 
 
-WRITERS = {"icwem": "icwem-wide"}  # of files whose kind of toy has changed
 PORTABLE_FILES = sorted((HERE / "portable").glob("*.bin"))
 
 
 @pytest.mark.parametrize("path", PORTABLE_FILES, ids=lambda p: p.stem)
 def test_files_of_the_past_decode(path, monkeypatch):
     """Files committed once, with the hash of their symbols: no later change may break what people have stored."""
-    model, digest = toy_model(WRITERS.get(path.stem, path.stem)), hashlib.sha256()
+    model, digest = writer(path.stem), hashlib.sha256()
     monkeypatch.setattr(SymbolCheck, "add", recorder(digest, SymbolCheck.add))
     codec = Codec(model)
     stream = codec.open(path.read_bytes())
@@ -93,7 +92,7 @@ def write_files() -> None:
     for kind in TOYS:
         path = HERE / "portable" / f"{kind}.bin"
         if not path.exists():
-            model, digest = toy_model(WRITERS.get(kind, kind)), hashlib.sha256()
+            model, digest = writer(kind), hashlib.sha256()
             path.write_bytes(Codec(model).compress(photo("flowers", 60), QUALITY if model.variable_rate else None))
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(SymbolCheck, "add", recorder(digest, SymbolCheck.add))

@@ -34,17 +34,22 @@ TOYS = {
     "elic-plus-dictionary": ("elic-plus-dictionary", {**_ELIC, "dictionary_entries": 6, "msfa": 1}),
     "global-tokens": ("dcae-ablation-global-tokens", _TOKENS),
 }
-KINDS = {**TOYS, "icwem-wide": ("icwem", _TCM)}  # ICWEM's file in tests/portable is this one's
+WRITERS = {**TOYS, "icwem": ("icwem", _TCM)}  # of the files in tests/portable
 
 
 def toy_model(kind: str, salt: str = "") -> SliceCompressionModel:
     """The toy of this kind in eval mode, tables ready, for its caller alone; another salt gives other weights."""
-    return copy.deepcopy(_toy_model(kind, salt))
+    return copy.deepcopy(_filled(kind, salt, False))
+
+
+def writer(kind: str) -> SliceCompressionModel:
+    """The toy that wrote tests/portable/KIND.bin."""
+    return copy.deepcopy(_filled(kind, "", True))
 
 
 @cache
-def _toy_model(kind: str, salt: str) -> SliceCompressionModel:
-    name, options = KINDS[kind]
+def _filled(kind: str, salt: str, of_the_past: bool) -> SliceCompressionModel:
+    name, options = (WRITERS if of_the_past else TOYS)[kind]
     model = build_model(name, **options)
     fill_(model.state_dict(), salt)
     model.update(force=True)
