@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import functools
+import copy
 import shutil
 from pathlib import Path
 
@@ -29,12 +29,13 @@ BOUNDS = {  # what another order of summation may change; a real mistake changes
 STEPS = {"y": 61, "means": 61, "scales": 61, "x_hat": 97}
 
 
-@functools.lru_cache(maxsize=1)
-def filled(name: str):
-    model = build_model(MODELS[name])
+@pytest.fixture(scope="module", params=MODELS)
+def filled(request):
+    """The name of a published model, and that model at full size."""
+    model = build_model(MODELS[request.param])
     fill_(model.state_dict())
     model.update(force=True)
-    return model.eval().requires_grad_(False)
+    return request.param, model.eval().requires_grad_(False)
 
 
 class ForcedCoder:
@@ -64,11 +65,11 @@ def test_names_shapes_and_order(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("size", SIZES)
-def test_values(name, size):
+def test_values(filled, size):
     """In float64, so that the differences are the float32 reference's own, whatever machine this is."""
-    model, reference = filled(name).double(), np.load(HERE / f"{name}_{size}.npz")
+    name, model = filled[0], copy.deepcopy(filled[1]).double()
+    reference = np.load(HERE / f"{name}_{size}.npz")
     image = torch.from_numpy(np.array(Image.open(HERE / f"input_{size}.png"))).permute(2, 0, 1)[None].float() / 255
     x = pad_centred(image, 128).double()
     y = model.analysis(x)
@@ -90,11 +91,10 @@ def test_values(name, size):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("size", SIZES)
-def test_bytes(name, size):
+def test_bytes(filled, size):
     """The reference's symbols give the published file's strings, z's with the tables as CompressAI computes them."""
-    model, reference = filled(name), np.load(HERE / f"{name}_{size}.npz")
+    (name, model), reference = filled, np.load(HERE / f"{filled[0]}_{size}.npz")
     y_string, z_string = read_official(HERE / f"{name}_{size}.bin")
     encoder, tables = Encoder(), model.gaussian_conditional.tables()
     encoder.put(reference["symbols"].ravel(), reference["indexes"].ravel(), tables)
@@ -108,9 +108,10 @@ def test_bytes(name, size):
 
 
 @pytest.mark.slow
-def test_published_files_decode(tmp_path):
+@pytest.mark.parametrize("filled", ["dcae"], indirect=True)
+def test_published_files_decode(filled, tmp_path):
     """DCAE's reference files decode to the reference images, through the program and a checkpoint as released."""
-    torch.save({"state_dict": filled("dcae").state_dict()}, tmp_path / "checkpoint.pth.tar")
+    torch.save({"state_dict": filled[1].state_dict()}, tmp_path / "checkpoint.pth.tar")
     for size in SIZES:
         shutil.copy(HERE / f"dcae_{size}.bin", tmp_path)
     flags = ["--mode", "decompress", "--data", str(tmp_path), "--save_path", str(tmp_path / "out"), "--checkpoint"]
