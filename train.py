@@ -38,6 +38,7 @@ from utils.files import require_writable
 from utils.training.distributed import Processes, alike, any_of, joined_processes, on_first, own_device, share_gradients
 from utils.training.flags import check_flags, parse_arguments, settings
 from utils.training.log import Interval, TrainLog, format_line, gpu_memory
+from utils.training.noise import share_noise
 from utils.training.optimization import Average, Schedule, freeze_all_but_decoder, make_optimizers, quantiles_of
 from utils.training.pca_start import start_as_pca
 from utils.training.run_folder import owned
@@ -131,8 +132,7 @@ def make_state(
     model = start.model.to(device).train()
     if args.train == "decoder":
         freeze_all_but_decoder(model)
-    for prior in model.entropy_models():
-        prior.noise_share = (processes.rank, processes.count)
+    share_noise(model, processes)
     milestones = tuple(args.milestones)
     schedule = Schedule(args.schedule, args.learning_rate, args.warmup, course, milestones, args.cooldown)
     scaler = torch.amp.GradScaler(device.type, enabled=args.precision == "fp16")

@@ -30,21 +30,13 @@ from compressai.ops import compute_padding
 from torch import Tensor, nn
 
 from models import STRIDE_Y, STRIDE_Z
-from models.coders import DecodingCoder, EncodingCoder, EstimatingCoder, SymbolCheck, decode_under, encode_under
-from models.layers.convolution import conv
-from models.layers.entropy_models import EntropyBottleneck, EntropyModel, GaussianConditional
+from models.coders import DecodingCoder, EncodingCoder, EstimatingCoder, decode_under, encode_under
+from models.layers.convolution import EntropyParameters
+from models.layers.entropy_models import EntropyBottleneck, EntropyModel
 from models.layers.gain import LAMBDA_RANGE, GainUnit, qualities
+from utils.entropy_coding.check import SymbolCheck
 from utils.entropy_coding.frequencies import published_scale_table
 from utils.entropy_coding.rans import Decoder, Encoder
-
-
-class EntropyParameters(nn.Sequential):
-    """Support (B, in_channels, h, w) -> means, scales or residuals of one slice (B, out_channels, h, w)."""
-
-    def __init__(self, in_channels: int, widths: Sequence[int], out_channels: int) -> None:
-        first, second = widths
-        last = conv(second, out_channels, exact=True)
-        super().__init__(conv(in_channels, first), nn.GELU(), conv(first, second), nn.GELU(), last)
 
 
 class SliceCompressionModel(CompressionModel, ABC):
@@ -56,7 +48,7 @@ class SliceCompressionModel(CompressionModel, ABC):
     """
 
     model_name: str
-    config: dict[str, Any]  # the constructor's arguments, recorded in checkpoints
+    config: dict[str, Any]  # the constructor's arguments, as build_model records them for checkpoints
     trained_for: tuple[str, float] | None = None  # metric and lambda of a model of one rate, where that is known
     fixed: tuple[str, ...] = ()  # arguments of the class above that it sets itself
     transform_names: tuple[str, ...] = ("g_a", "g_s")  # what analysis and synthesis consist of
@@ -89,14 +81,6 @@ class SliceCompressionModel(CompressionModel, ABC):
         self.cc_mean_transforms = nn.ModuleList(EntropyParameters(c, widths, out) for c, out in sizes)
         self.cc_scale_transforms = nn.ModuleList(EntropyParameters(c, widths, out) for c, out in sizes)
         self.lrp_transforms = nn.ModuleList(EntropyParameters(c + out, widths, out) for c, out in sizes)
-
-    def build_prior(self) -> None:
-        """The factorized prior of z, with empty tables."""
-        self.entropy_bottleneck = EntropyBottleneck(self.hyper_channels)
-
-    def build_conditional(self) -> None:
-        """The Gaussian model of y, with empty tables."""
-        self.gaussian_conditional = GaussianConditional(None)
 
     # ---- what a model supplies -------------------------------------------------------------------------------------
 
@@ -170,13 +154,13 @@ class SliceCompressionModel(CompressionModel, ABC):
         return self.entropy_bottleneck.estimate(self.h_a(y))
 
     def to_latent(self, x: Tensor, quality: Tensor | float | None = None) -> Tensor:
-        """Analysis transform and gain: y as it is quantised. Raises ValueError for a quality that is not to be had."""
+        """(B, 3, H, W) in [0, 1] -> y (B, M, H/16, W/16) after any gain. Raises ValueError for an unfit `quality`."""
         levels = qualities(quality, len(x), self.variable_rate)
         y = self.analysis(x)
         return self.gain(y, levels) if self.variable_rate else y
 
     def to_image(self, y_hat: Tensor, quality: Tensor | float | None = None) -> Tensor:
-        """Inverse gain and synthesis transform. Raises ValueError for a quality that is not to be had."""
+        """y_hat (B, M, h, w), after any gain -> x_hat (B, 3, 16h, 16w). Raises ValueError for an unfit `quality`."""
         levels = qualities(quality, len(y_hat), self.variable_rate)
         return self.synthesis(self.gain.inverse(y_hat, levels) if self.variable_rate else y_hat)
 
@@ -201,19 +185,18 @@ class SliceCompressionModel(CompressionModel, ABC):
         z_from: the latent that z is made of, where that is another one.
         """
         path = path or self
-        encoders, checks = [[Encoder() for _ in y] for _ in range(2)], [SymbolCheck() for _ in y]
-        z_hat = self.encode_hyper(y if z_from is None else z_from, encoders[1], checks, path)
-        coder = EncodingCoder(path.gaussian_conditional, encoders[0], checks)
+        checks = [SymbolCheck() for _ in y]  # one an image, of y and z together
+        encoders = [[Encoder(check) for check in checks] for _ in range(2)]
+        z_hat = self.encode_hyper(y if z_from is None else z_from, encoders[1], path)
+        coder = EncodingCoder(path.gaussian_conditional, encoders[0])
         y_hat = path.code_slices(z_hat, y.to(path.dtype), coder).to(self.dtype)
         strings = [[encoder.finish() for encoder in group] for group in encoders]
         shape = tuple(side * STRIDE_Y // STRIDE_Z for side in y.shape[-2:])
         return {"strings": strings, "shape": shape, "checks": [check.value for check in checks], "y_hat": y_hat}
 
-    def encode_hyper(
-        self, y: Tensor, encoders: list[Encoder], checks: list[SymbolCheck], path: SliceCompressionModel
-    ) -> Any:
-        """Give the symbols of z to one encoder an image; return z_hat as the `code_slices` of `path` takes it."""
-        return encode_under(path.entropy_bottleneck, self.h_a(y), encoders, checks)
+    def encode_hyper(self, y: Tensor, encoders: list[Encoder], path: SliceCompressionModel) -> Any:
+        """Give the symbols of z, made of y (B, M, h, w), to one encoder an image; return z_hat for `code_slices`."""
+        return encode_under(path.entropy_bottleneck, self.h_a(y), encoders)
 
     @torch.no_grad()
     def decompress(
@@ -239,18 +222,19 @@ class SliceCompressionModel(CompressionModel, ABC):
     ) -> tuple[Tensor, list[int]]:
         """The first half of `decompress`: y_hat (B, M, 4h, 4w), before any inverse gain, and the checks."""
         path = path or self
-        decoders, checks = [[Decoder(s) for s in group] for group in strings], [SymbolCheck() for _ in strings[0]]
-        z_hat = path.decode_hyper(shape, decoders[1], checks)
+        checks = [SymbolCheck() for _ in strings[0]]
+        decoders = [[Decoder(*pair) for pair in zip(group, checks)] for group in strings]
+        z_hat = path.decode_hyper(shape, decoders[1])
         for decoder in decoders[1]:
             decoder.check_end()
-        y_hat = path.code_slices(z_hat, None, DecodingCoder(path.gaussian_conditional, decoders[0], checks))
+        y_hat = path.code_slices(z_hat, None, DecodingCoder(path.gaussian_conditional, decoders[0]))
         for decoder in decoders[0]:
             decoder.check_end()
         return y_hat.to(self.dtype), [check.value for check in checks]
 
-    def decode_hyper(self, shape: tuple[int, int], decoders: list[Decoder], checks: list[SymbolCheck]) -> Any:
+    def decode_hyper(self, shape: tuple[int, int], decoders: list[Decoder]) -> Any:
         """The inverse of `encode_hyper`, for z of `shape`."""
-        return decode_under(self.entropy_bottleneck, shape, decoders, checks)
+        return decode_under(self.entropy_bottleneck, shape, decoders)
 
     # ---- weights ---------------------------------------------------------------------------------------------------
 
@@ -259,7 +243,7 @@ class SliceCompressionModel(CompressionModel, ABC):
         return self.entropy_bottleneck.quantiles.dtype
 
     def load_state_dict(self, state_dict: dict[str, Tensor], strict: bool = True, assign: bool = False):
-        """As in torch. Entropy tables may be of any size, and have CompressAI's names from before 1.2.7."""
+        """As in torch, but tables (n,), (n, longest) may be of any size, and names those before CompressAI 1.2.7."""
         for name, module in self.named_modules():
             if isinstance(module, EntropyBottleneck):
                 state_dict = remap_old_keys(name, state_dict)
@@ -267,8 +251,7 @@ class SliceCompressionModel(CompressionModel, ABC):
 
     def update(self, scale_table=None, force: bool = False, update_quantiles: bool = False) -> bool:
         """Fill the entropy tables where they are empty (all with `force`); needed before files are written or read."""
-        levels = published_scale_table() if scale_table is None else scale_table
-        return super().update(levels, force, update_quantiles)
+        return super().update(published_scale_table() if scale_table is None else scale_table, force, update_quantiles)
 
     def entropy_models(self) -> list[EntropyModel]:
         """All that has entropy tables."""

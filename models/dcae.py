@@ -8,12 +8,11 @@ Frozen names: `.msa` is window self-attention in a Swin layer and multi-scale ag
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from compressai.registry import register_model
-from torch import nn
 
-from models.configuration import record
 from models.dictionary import DictionaryModel
 from models.layers.attention import SwinStage
 from models.layers.convolution import Down, SliceTransform, Up, conv, deconv
@@ -30,7 +29,6 @@ class DCAE(DictionaryModel):
 
     model_name = "dcae"
 
-    @record
     def __init__(
         self,
         channels: Sequence[int] = (96, 144, 256),
@@ -42,39 +40,14 @@ class DCAE(DictionaryModel):
         **entropy_model: Any,
     ) -> None:
         super().__init__(N, window, **entropy_model)
+        M, (C1, C2, C3) = self.M, channels
+        stages = zip(channels, head_dims, depths, strict=True)
+        swin1, swin2, swin3 = (partial(SwinStage, c, head_dim, window, T, drop_path) for c, head_dim, T in stages)
         self.build_queries()
-        self.g_a = analysis_transform(channels, depths, head_dims, window, self.M, drop_path)
-        self.g_s = synthesis_transform(channels, depths, head_dims, window, self.M, drop_path)
+        self.g_a = SliceTransform(  # (B, 3, H, W) -> (B, M, H/16, W/16)
+            Down(3, C1), swin1(), Down(C1, C2), swin2(), Down(C2, C3), swin3(), conv(C3, M, 5, 2, exact=True)
+        )
+        self.g_s = SliceTransform(  # (B, M, h, w) -> (B, 3, 16h, 16w)
+            deconv(M, C3), swin3(), Up(C3, C2), swin2(), Up(C2, C1), swin1(), Up(C1, 3)
+        )
         self.build_entropy_model()
-
-
-def analysis_transform(
-    channels: Sequence[int],
-    depths: Sequence[int],
-    head_dims: Sequence[int],
-    window: int,
-    M: int,
-    drop_path: float = 0.0,
-) -> SliceTransform:
-    """g_a: (B, 3, H, W) -> (B, M, H/16, W/16)."""
-    layers, before = [], 3
-    for width, depth, head_dim in zip(channels, depths, head_dims):
-        layers += [Down(before, width), SwinStage(width, head_dim, window, depth, drop_path)]
-        before = width
-    return SliceTransform(*layers, conv(before, M, 5, 2, exact=True))
-
-
-def synthesis_transform(
-    channels: Sequence[int],
-    depths: Sequence[int],
-    head_dims: Sequence[int],
-    window: int,
-    M: int,
-    drop_path: float = 0.0,
-) -> SliceTransform:
-    """g_s: (B, M, h, w) -> (B, 3, 16h, 16w)."""
-    layers: list[nn.Module] = [deconv(M, channels[-1])]
-    after = [*reversed(channels[:-1]), 3]
-    for width, depth, head_dim, out in zip(reversed(channels), reversed(depths), reversed(head_dims), after):
-        layers += [SwinStage(width, head_dim, window, depth, drop_path), Up(width, out)]
-    return SliceTransform(*layers)

@@ -22,6 +22,7 @@ from models.base import LAMBDA_RANGE, SliceCompressionModel
 from models.layers.attention import SwinStage
 from models.layers.convolution import Down, SliceTransform, Up, conv, deconv
 from models.layers.dictionary import DictionaryCrossAttention
+from models.layers.entropy_models import EntropyBottleneck, GaussianConditional
 
 
 class Dictionary(nn.Module):
@@ -90,11 +91,11 @@ class DictionaryModel(Dictionary, SliceCompressionModel):
         """All behind y but what the slices ask: h_a, the hyper-synthesis, networks of the slices, priors."""
         N, M, (head_dim, window) = self.hyper_channels, self.M, self.of_hyper_prior
         self.h_a = SliceTransform(Down(M, N), SwinStage(N, head_dim, window, 1), conv(N, N, 3, 2, exact=True))
-        self.h_z_s1 = hyper_synthesis_transform(N, self.features, head_dim, window)
-        self.h_z_s2 = hyper_synthesis_transform(N, self.features, head_dim, window)
+        self.h_z_s1, self.h_z_s2 = (  # z_hat (B, N, h/4, w/4) -> (B, feature_channels, h, w)
+            SliceTransform(deconv(N, N, 3), SwinStage(N, head_dim, window, 1), Up(N, self.features)) for _ in range(2)
+        )
         self.build_slice_networks([c + self.answers for c in self.query_channels], self.hidden)
-        self.build_prior()
-        self.build_conditional()
+        self.entropy_bottleneck, self.gaussian_conditional = EntropyBottleneck(N), GaussianConditional(None)
 
     @property
     def query_channels(self) -> list[int]:
@@ -106,7 +107,7 @@ class DictionaryModel(Dictionary, SliceCompressionModel):
         return self.h_z_s1(z_hat), self.h_z_s2(z_hat)
 
     def slice_support(self, i: int, scales: Tensor, means: Tensor, decoded: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """Hyper features, earlier slices and what the dictionary makes of them (Equation 4)."""
+        """Query and the dictionary's answer to it: (B, query_channels[i] + answers, h, w) (Equation 4)."""
         query = torch.cat([scales, means, *decoded], 1)
         support = torch.cat([query, self.ask_dictionary(i, query)], 1) if self.has_dictionary else query
         return support, support
@@ -118,8 +119,3 @@ def cross_attentions(
     """One for each slice, over a dictionary of width heads * head_dim."""
     width = heads * head_dim
     return nn.ModuleList(DictionaryCrossAttention(c, answer_channels, width, heads, msfa) for c in query_channels)
-
-
-def hyper_synthesis_transform(N: int, out_channels: int, head_dim: int, window: int) -> SliceTransform:
-    """z_hat (B, N, h/4, w/4) -> (B, out_channels, h, w)."""
-    return SliceTransform(deconv(N, N, 3), SwinStage(N, head_dim, window, 1), Up(N, out_channels))

@@ -21,11 +21,11 @@ from compressai.layers import AttentionBlock
 from compressai.registry import register_model
 from torch import Tensor, nn
 
-from models.base import EntropyParameters, SliceCompressionModel
-from models.configuration import record
+from models.base import SliceCompressionModel
 from models.dictionary import Dictionary
 from models.layers.checkerboard import ANCHORS, OTHERS, CheckerboardConvolution, half, join_halves
-from models.layers.convolution import ResidualBottleneck, SliceTransform, conv, deconv
+from models.layers.convolution import EntropyParameters, ResidualBottleneck, SliceTransform, conv, deconv
+from models.layers.entropy_models import EntropyBottleneck, GaussianConditional
 
 
 @register_model("elic")
@@ -38,7 +38,6 @@ class ELIC(Dictionary, SliceCompressionModel):
 
     model_name = "elic"
 
-    @record
     def __init__(
         self,
         N: int = 192,
@@ -57,8 +56,7 @@ class ELIC(Dictionary, SliceCompressionModel):
         self.build_dictionary(self.query_channels, M, dictionary_entries, dictionary_heads, dictionary_head_dim, msfa)
         support_channels = [2 * N + (2 * c if i else 0) + M * self.has_dictionary for i, c in enumerate(groups)]
         self.build_contexts(support_channels, hidden, 2 * N)
-        self.build_prior()
-        self.build_conditional()
+        self.entropy_bottleneck, self.gaussian_conditional = EntropyBottleneck(N), GaussianConditional(None)
 
     @property
     def query_channels(self) -> list[int]:
@@ -79,7 +77,7 @@ class ELIC(Dictionary, SliceCompressionModel):
         return (self.h_s(z_hat),)
 
     def slice_support(self, i: int, hyper: Tensor, decoded: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """What both passes over slice i know; for means and scales alike."""
+        """What both passes over slice i know, (B, support_channels[i], h, w), for means and scales alike."""
         parts = [self.channel_context[i - 1](torch.cat(decoded, 1)), hyper] if i else [hyper]
         if self.has_dictionary:
             parts.append(self.ask_dictionary(i, torch.cat([hyper, *decoded], 1)))

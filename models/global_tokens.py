@@ -21,8 +21,7 @@ from compressai.registry import register_model
 from einops import rearrange
 from torch import Tensor, nn
 
-from models.coders import SymbolCheck, decode_under, encode_under
-from models.configuration import record
+from models.coders import decode_under, encode_under
 from models.dcae import DCAE
 from models.dictionary import cross_attentions
 from models.layers.attention import to_tokens
@@ -71,7 +70,6 @@ class GlobalTokenModel(DCAE):
     hyper_names = ("h_a", "token_encoder")
     fixed = ("dictionary_entries", "msfa")
 
-    @record
     def __init__(self, tokens: int = 8, **dcae: Any) -> None:
         super().__init__(dictionary_entries=tokens, msfa=0, **dcae)
 
@@ -89,7 +87,7 @@ class GlobalTokenModel(DCAE):
     def slice_support(
         self, i: int, scales: Tensor, means: Tensor, dictionary: Tensor, decoded: list[Tensor]
     ) -> tuple[Tensor, Tensor]:
-        """As in DCAE, with the dictionary of the image."""
+        """As in DCAE, with the dictionary (B, tokens, width) of the image."""
         query = torch.cat([scales, means, *decoded], 1)
         support = torch.cat([query, self.dt_cross_attention[i](query, dictionary)], 1)
         return support, support
@@ -102,16 +100,12 @@ class GlobalTokenModel(DCAE):
         tokens, of_tokens = self.token_decoder.entropy_bottleneck.estimate(self.token_encoder(y))
         return (z_hat, tokens), torch.cat([of_z.flatten(1), of_tokens.flatten(1)], 1)
 
-    def encode_hyper(
-        self, y: Tensor, encoders: list[Encoder], checks: list[SymbolCheck], path: GlobalTokenModel
-    ) -> tuple[Tensor, Tensor]:
-        """(z_hat, tokens_hat) as files hold them."""
-        z_hat, prior = super().encode_hyper(y, encoders, checks, path), path.token_decoder.entropy_bottleneck
-        return z_hat, encode_under(prior, self.token_encoder(y), encoders, checks)
+    def encode_hyper(self, y: Tensor, encoders: list[Encoder], path: GlobalTokenModel) -> tuple[Tensor, Tensor]:
+        """z_hat (B, N, h/4, w/4) and tokens_hat (B, N, tokens, 1), as files hold them."""
+        z_hat, prior = super().encode_hyper(y, encoders, path), path.token_decoder.entropy_bottleneck
+        return z_hat, encode_under(prior, self.token_encoder(y), encoders)
 
-    def decode_hyper(
-        self, shape: tuple[int, int], decoders: list[Decoder], checks: list[SymbolCheck]
-    ) -> tuple[Tensor, Tensor]:
-        """The inverse."""
-        z_hat, prior = super().decode_hyper(shape, decoders, checks), self.token_decoder.entropy_bottleneck
-        return z_hat, decode_under(prior, (self.tokens, 1), decoders, checks)
+    def decode_hyper(self, shape: tuple[int, int], decoders: list[Decoder]) -> tuple[Tensor, Tensor]:
+        """The inverse: z_hat (B, N, *shape) and tokens_hat (B, N, tokens, 1)."""
+        z_hat, prior = super().decode_hyper(shape, decoders), self.token_decoder.entropy_bottleneck
+        return z_hat, decode_under(prior, (self.tokens, 1), decoders)

@@ -14,7 +14,6 @@ from typing import Any
 from compressai.registry import register_model
 
 from models import elic, tcm
-from models.configuration import record
 from models.dictionary import DictionaryModel
 
 
@@ -24,7 +23,6 @@ class TCMDictionary(DictionaryModel):
 
     model_name = "tcm-dictionary"
 
-    @record
     def __init__(
         self,
         N: int = 128,
@@ -46,7 +44,6 @@ class ELICDictionary(DictionaryModel):
 
     model_name = "elic-dictionary"
 
-    @record
     def __init__(self, N: int = 192, hyper_channels: int = 192, **entropy_model: Any) -> None:
         super().__init__(hyper_channels, 1, **entropy_model)
         self.g_a, self.g_s = elic.analysis_transform(N, self.M), elic.synthesis_transform(N, self.M)

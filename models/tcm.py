@@ -14,6 +14,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
 
 import torch
@@ -29,9 +30,9 @@ from compressai.registry import register_model
 from torch import Tensor, nn
 
 from models.base import SliceCompressionModel
-from models.configuration import record
 from models.layers.attention import WindowAttention, to_map, to_tokens
 from models.layers.convolution import SliceTransform, conv
+from models.layers.entropy_models import EntropyBottleneck, GaussianConditional
 
 
 class StridedPoints(nn.Conv2d):
@@ -93,25 +94,15 @@ class MixtureBlock(nn.Module):
         return x + self.conv1_2(torch.cat([local, self.trans_block(distant)], 1))
 
 
-class SwinPair(nn.Module):
-    """A regular and a shifted window attention block on a map."""
-
-    def __init__(self, channels: int, head_dim: int, window: int) -> None:
-        super().__init__()
-        self.block_1 = PlainSwinBlock(channels, head_dim, window, shifted=False)
-        self.block_2 = PlainSwinBlock(channels, head_dim, window, shifted=True)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C, H, W)."""
-        return self.block_2(self.block_1(x))
-
-
 class SWAtten(AttentionBlock):
     """Swin-Transformer-based attention with channel squeezing (Section 3.3, Figure 5)."""
 
     def __init__(self, channels: int, inner: int, head_dim: int, window: int) -> None:
         super().__init__(inner)
-        self.non_local_block = SwinPair(inner, head_dim, window)
+        self.non_local_block = nn.Sequential(OrderedDict(
+            block_1=PlainSwinBlock(inner, head_dim, window, shifted=False),
+            block_2=PlainSwinBlock(inner, head_dim, window, shifted=True),
+        ))  # fmt: skip
         self.in_conv = conv(channels, inner, 1)
         self.out_conv = conv(inner, channels, 1)
 
@@ -133,7 +124,6 @@ class TCM(SliceCompressionModel):
 
     model_name = "tcm"
 
-    @record
     def __init__(
         self,
         N: int = 128,
@@ -150,7 +140,7 @@ class TCM(SliceCompressionModel):
         variable_rate: bool = False,
     ) -> None:
         super().__init__(M, hyper_channels, slices, (window, hyper_window), variable_rate)
-        self.build_prior()  # first: the published order of the tensors
+        self.entropy_bottleneck = EntropyBottleneck(hyper_channels)  # first: the published order of the tensors
         self.build_transforms(N, M, head_dims, window)
         self.build_hyper_prior(N, M, hyper_channels, hyper_head_dim, hyper_window)
         support_channels = [M + c for c in self.channels_before]
@@ -158,7 +148,7 @@ class TCM(SliceCompressionModel):
             attention = (SWAtten(c, attention_channels, attention_head_dim, window) for c in support_channels)
             setattr(self, name, nn.ModuleList(nn.Sequential(a) for a in attention))
         self.build_slice_networks(support_channels, hidden)
-        self.build_conditional()
+        self.gaussian_conditional = GaussianConditional(None)
 
     def build_transforms(self, N: int, M: int, head_dims: Sequence[int], window: int) -> None:
         """g_a and g_s."""
@@ -182,7 +172,7 @@ class TCM(SliceCompressionModel):
         return self.h_scale_s(z_hat), self.h_mean_s(z_hat)
 
     def slice_support(self, i: int, scales: Tensor, means: Tensor, decoded: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """Hyper features and earlier slices, through attention, for means and scales apart."""
+        """Hyper features and earlier slices through attention: (B, M + earlier, h, w) for means and for scales."""
         mean_support = self.atten_mean[i](torch.cat([means, *decoded], 1))
         return mean_support, self.atten_scale[i](torch.cat([scales, *decoded], 1))
 
@@ -194,17 +184,15 @@ def mixture_pair(N: int, head_dim: int, window: int) -> list[MixtureBlock]:
 
 def analysis_transform(N: int, M: int, head_dims: Sequence[int], window: int) -> SliceTransform:
     """g_a: (B, 3, H, W) -> (B, M, H/16, W/16)."""
-    layers, before = [], 3
-    for head_dim in head_dims:
+    layers: list[nn.Module] = []
+    for before, head_dim in zip((3, 2 * N, 2 * N), head_dims, strict=True):
         layers += [StridedBlock(before, 2 * N), *mixture_pair(N, head_dim, window)]
-        before = 2 * N
     return SliceTransform(*layers, conv(2 * N, M, 3, 2, exact=True))
 
 
 def synthesis_transform(N: int, M: int, head_dims: Sequence[int], window: int) -> SliceTransform:
     """g_s: (B, M, h, w) -> (B, 3, 16h, 16w)."""
-    layers, before = [], M
-    for head_dim in reversed(head_dims):
+    layers: list[nn.Module] = []
+    for before, head_dim in zip((M, 2 * N, 2 * N), reversed(head_dims), strict=True):
         layers += [ResidualBlockUpsample(before, 2 * N, 2), *mixture_pair(N, head_dim, window)]
-        before = 2 * N
     return SliceTransform(*layers, subpel_conv3x3(2 * N, 3, 2))

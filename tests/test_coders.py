@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from models import transfers as memory_of_gpu
-from models.coders import BOUND, SymbolCheck, get_symbols, put_symbols
-from models.transfers import to_host
+from models.coders import BOUND, get_symbols, put_symbols
 from tests.toys import toy_model
+from utils.entropy_coding import transfers as memory_of_gpu
+from utils.entropy_coding.check import SymbolCheck
 from utils.entropy_coding.rans import Decoder, Encoder
+from utils.entropy_coding.transfers import to_host
 
 
 @pytest.fixture(params=[False, True], ids=["here", "away"])
@@ -34,10 +35,11 @@ def test_symbols_come_back(away):
     tables = toy_model("dcae").gaussian_conditional.tables()
     values = torch.tensor([[0.0, -1, 5, BOUND - 64], [-3000, 2, -0.0, -(BOUND - 64)]]).reshape(2, 1, 2, 2)
     indexes = torch.tensor([0, 1, 63, 5, 30, 2, 0, 0], dtype=torch.uint8).reshape(2, 1, 2, 2)
-    encoders, checks = [Encoder(), Encoder()], [SymbolCheck(), SymbolCheck()]
-    put_symbols(encoders, checks, values, indexes, tables)
-    decoders, again = [Decoder(encoder.finish()) for encoder in encoders], [SymbolCheck(), SymbolCheck()]
-    symbols = get_symbols(decoders, again, indexes, tables)
+    checks, again = [SymbolCheck(), SymbolCheck()], [SymbolCheck(), SymbolCheck()]
+    encoders = [Encoder(check) for check in checks]
+    put_symbols(encoders, values, indexes, tables)
+    decoders = [Decoder(encoder.finish(), check) for encoder, check in zip(encoders, again)]
+    symbols = get_symbols(decoders, indexes, tables)
     assert symbols.dtype is torch.int32 and torch.equal(symbols.float(), values)
     assert [check.value for check in again] == [check.value for check in checks]
 
@@ -48,5 +50,5 @@ def test_what_is_no_symbol_is_refused(value, dtype, away):
     values, encoder = torch.zeros(1, 1, 2, 2, dtype=dtype), Encoder()
     values[0, 0, 1, 0] = value
     with pytest.raises(ValueError, match="not finite or too large"):
-        put_symbols([encoder], [SymbolCheck()], values, torch.zeros(1, 1, 2, 2, dtype=torch.uint8), None)
+        put_symbols([encoder], values, torch.zeros(1, 1, 2, 2, dtype=torch.uint8), None)
     assert math.isnan(value) == bool(values.isnan().any())  # left as it was

@@ -104,7 +104,7 @@ def test_models_work_without_the_engine():
 
 @pytest.mark.parametrize("kind", TOYS)
 def test_plain_models_in_float64_decode_the_files_of_the_past(kind, monkeypatch):
-    from models.coders import SymbolCheck
+    from utils.entropy_coding.check import SymbolCheck
 
     model, digest, add = writer(kind), hashlib.sha256(), SymbolCheck.add
     monkeypatch.setattr(

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from models import transfers as memory_of_gpu
 from models.base import SliceCompressionModel
 from tests.toys import TOYS, toy_model
+from utils.entropy_coding import transfers as memory_of_gpu
 from utils.inference.engine import Engine
 from utils.inference.rows import stripes_of
 

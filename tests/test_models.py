@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from models import MODELS, build_model
-from models.coders import EncodingCoder, EstimatingCoder, SymbolCheck
+from models.coders import EncodingCoder, EstimatingCoder
 from tests.toys import TOYS, toy_hyper, toy_image, toy_model
 from utils.codec.codec import Codec, fingerprint
 from utils.data.padding import pad_centred
@@ -75,7 +75,7 @@ class SamplingCoder(EncodingCoder):
 def test_real_bits_are_the_estimated_bits(model):
     torch.manual_seed(0)
     encoder = Encoder()
-    coder = SamplingCoder(model.gaussian_conditional, [encoder], [SymbolCheck()])
+    coder = SamplingCoder(model.gaussian_conditional, [encoder])
     with torch.no_grad():
         model.code_slices(toy_hyper(model, 8), torch.zeros(1, model.M, 32, 32), coder)
     # A scale is rounded up to one of 64 levels, and a string ends in 64 bits.

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from models.coders import SymbolCheck
 from tests.toys import TOYS, toy_model, writer
 from utils.codec.bitstream import BitstreamError
 from utils.codec.codec import Codec
 from utils.data.images import read_image, to_tensor
+from utils.entropy_coding.check import SymbolCheck
 from utils.measuring.environments import environment
 
 HERE = Path(__file__).parent

@@ -13,9 +13,10 @@ from PIL import Image
 
 import compress_and_decompress
 from models import build_model
-from models.coders import SymbolCheck, channels_of, get_symbols
+from models.coders import get_symbols
 from utils.data.padding import crop_centred, pad_centred
 from utils.entropy_coding.rans import Decoder, Encoder
+from utils.inference.published import published_tables
 from utils.measuring.fill_weights import fill_
 
 HERE = Path(__file__).parent / "reference"
@@ -100,8 +101,9 @@ def test_bytes(filled, size):
     encoder.put(reference["symbols"].ravel(), reference["indexes"].ravel(), tables)
     assert encoder.finish() == y_string
     height, width = (side // 4 for side in reference["symbols"].reshape(1, 320, *_latent_size(size)).shape[2:])
-    indexes, z_tables = channels_of((1, 192, height, width)), model.entropy_bottleneck.published_tables()
-    z = get_symbols([Decoder(z_string)], [SymbolCheck()], indexes, z_tables)
+    indexes = model.entropy_bottleneck._build_indexes((1, 192, height, width))
+    z_tables = published_tables(model.entropy_bottleneck)
+    z = get_symbols([Decoder(z_string)], indexes, z_tables)
     encoder = Encoder()
     encoder.put(z.numpy().ravel(), indexes.numpy().ravel(), z_tables)
     assert encoder.finish() == z_string

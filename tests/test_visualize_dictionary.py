@@ -15,6 +15,7 @@ from tests.toys import toy_image, toy_model
 from utils.cli import UserError
 from utils.codec.checkpoint import save_checkpoint
 from utils.data.images import to_uint8, write_png
+from utils.evaluation.attention import attention_weights
 from utils.figures.dictionary_maps import Use, attention_maps, effective_number, usage
 
 
@@ -24,7 +25,7 @@ def test_attention_is_what_the_layer_weights_values_with():
     layer, q = model.dt_cross_attention[0], torch.randn(1, 3, 4, 16)
     with torch.no_grad():
         keys, values = layer.entries(model.dt)
-        weights = layer.weights(q, keys)[0]
+        weights = attention_weights(layer, q, keys)[0]
         mixed = torch.einsum("hyxn,hnd->yxhd", weights, values.reshape(2, 12, 8)).flatten(2)
         assert torch.allclose(mixed, layer.look_up(q, keys, values)[0], atol=1e-5)
 

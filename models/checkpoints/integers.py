@@ -40,7 +40,7 @@ def to_integers(weight: Tensor, bits: int) -> Integers:
 
 
 def from_integers(integers: Integers) -> Tensor:
-    """The weight in float32."""
+    """The weight (out, in, ...) in float32."""
     values = integers["high"].short()
     if "low" in integers:
         low = (integers["low"][:, None] >> torch.tensor([0, 2, 4, 6])) & 3

@@ -16,8 +16,9 @@ import torch
 from models import build_model
 from models.base import SliceCompressionModel
 from models.checkpoints.integers import from_integers
-from models.checkpoints.reading import CheckpointError, read_content
+from models.checkpoints.reading import CheckpointError, few, read_content
 from models.checkpoints.weights import CODECS, StateDict, find_weights, recorded_model
+from utils.entropy_coding.frequencies import unpack_rows
 
 TABLES = re.compile(r"(entropy_bottleneck|gaussian_conditional)\.(_offset|_quantized_cdf|_cdf_length|scale_table)$")
 LAMBDA_IN_NAME = re.compile(r"(?:^|[_-]|lambda|lmbda)(\d+\.\d+)(?!\d)")
@@ -62,7 +63,7 @@ def model_of(content: dict[Any, Any]) -> SliceCompressionModel:
     if broken:
         raise ValueError(f"holds numbers that are not finite (NaN or Inf) in {broken}; use an earlier checkpoint")
     try:
-        model.load_state_dict(weights, strict=False)
+        model.load_state_dict(with_whole_tables(weights), strict=False)
         model.update()
     except (ValueError, RuntimeError) as error:
         raise ValueError(f"its entropy tables are damaged ({str(error).splitlines()[0]}); fetch it again") from error
@@ -97,6 +98,19 @@ def trained_for(name: str, flags: dict[str, Any]) -> tuple[str, float] | None:
     return ("mse" if found[-1] < 1 else "ms-ssim", found[-1]) if found else None
 
 
+def with_whole_tables(weights: StateDict) -> StateDict:
+    """The weights, entropy tables as (rows, longest) where exported checkpoints leave out what pads the rows.
+
+    Raises ValueError where a table's lengths do not fit.
+    """
+    whole = dict(weights)
+    for name, lengths in weights.items():
+        cdf = name.replace("_cdf_length", "_quantized_cdf")
+        if cdf != name and cdf in weights and weights[cdf].dim() == 1 and weights[cdf].numel():
+            whole[cdf] = torch.from_numpy(unpack_rows(weights[cdf].numpy(), lengths.numpy()))
+    return whole
+
+
 def not_finite(weights: StateDict) -> str:
     """The names of the tensors that hold NaN or Inf, in words; empty where there are none."""
     floating = {n: t for n, t in weights.items() if t.is_floating_point() and t.numel()}
@@ -115,11 +129,6 @@ def differences(model: SliceCompressionModel, weights: StateDict) -> str:
     ]
     parts = (("missing", missing), ("not expected", surplus), ("of another shape", shapes))
     return "; ".join(f"{what}: {few(names)}" for what, names in parts if names)
-
-
-def few(names: list[str], most: int = 3) -> str:
-    """The first of them, and how many more there are."""
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def detect(weights: StateDict) -> tuple[str, dict[str, Any]]:

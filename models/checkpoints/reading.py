@@ -100,20 +100,21 @@ def _other_kind(path: Path, head: bytes) -> str | None:
         return "is a packed archive; unpack it and name the checkpoint in it"
     if head[257:262] == b"ustar":
         with tarfile.open(path) as archive:
-            return f"is a tar archive of {_some(archive.getnames())}; unpack it and name the checkpoint in it"
+            return f"is a tar archive of {few(archive.getnames())}; unpack it and name the checkpoint in it"
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
         if any(name.endswith("/constants.pkl") for name in names):
             return "is a TorchScript program, not a checkpoint; save the model's state_dict()"
         if not any(name.split("/")[-1] == "data.pkl" for name in names):
-            return f"is a zip archive of {_some(names)}; unpack it and name the checkpoint in it"
+            return f"is a zip archive of {few(names)}; unpack it and name the checkpoint in it"
     elif not head.startswith((b"PK", b"\x80")):
         return "not a checkpoint: torch.save and safetensors write files that begin otherwise"
     return None
 
 
-def _some(names: list[str], most: int = 3) -> str:
+def few(names: list[str], most: int = 3) -> str:
+    """The first of them, and how many more there are."""
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 

@@ -85,16 +85,15 @@ def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
 
 def relative_position_index(window: int) -> Tensor:
     """(w * w, w * w) positions in a flattened (2w-1, 2w-1) table: row and column of p minus those of q, plus w-1."""
-    row, column = (t.flatten() for t in torch.meshgrid(torch.arange(window), torch.arange(window), indexing="ij"))
-    rows = row[:, None] - row[None, :] + window - 1
-    columns = column[:, None] - column[None, :] + window - 1
+    place = torch.cartesian_prod(torch.arange(window), torch.arange(window))  # (w * w, 2): row and column
+    rows, columns = (place[:, None] - place[None, :] + window - 1).unbind(-1)
     return rows * (2 * window - 1) + columns
 
 
 def shifted_window_masks(window: int) -> Tensor:
     """(2, w * w, w * w) additive masks of the last row and the last column of shifted windows: 0 or -inf."""
-    row, column = (t.flatten() for t in torch.meshgrid(torch.arange(window), torch.arange(window), indexing="ij"))
-    sides = torch.stack([row, column]) < window - window // 2
+    place = torch.cartesian_prod(torch.arange(window), torch.arange(window)).T  # (2, w * w): row and column
+    sides = place < window - window // 2
     apart = sides[:, :, None] != sides[:, None, :]
     return torch.zeros(apart.shape).masked_fill(apart, -torch.inf)
 
@@ -153,7 +152,11 @@ class ScaledSwinLayer(nn.Module):
         self.mlp = ConvolutionalGLU(channels)
         self.res_scale_1 = ResidualScale(channels)
         self.res_scale_2 = ResidualScale(channels)
-        self.drop_path = stochastic_depth(drop_path)
+        self.drop_path = nn.Identity()
+        if drop_path:
+            from timm.layers import DropPath  # here, as importing timm takes as long as torch
+
+            self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
@@ -179,12 +182,3 @@ class SwinStage(nn.Module):
         for layer in self.layers:
             out = layer(out)
         return x + self.conv(out)
-
-
-def stochastic_depth(share: float) -> nn.Module:
-    """Leaves out a branch for a share of the images of a batch, and scales the others."""
-    if not share:
-        return nn.Identity()
-    from timm.layers import DropPath  # here, as importing timm takes as long as torch
-
-    return DropPath(share)

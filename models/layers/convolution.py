@@ -7,6 +7,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -38,6 +40,15 @@ class ExactConvolution(nn.Conv2d):
 
 class SliceTransform(nn.Sequential):
     """A stack of layers with a name of its own, which adds no level to the state dict's keys."""
+
+
+class EntropyParameters(nn.Sequential):
+    """Support (B, in_channels, h, w) -> means, scales or residuals of one slice (B, out_channels, h, w)."""
+
+    def __init__(self, in_channels: int, widths: Sequence[int], out_channels: int) -> None:
+        first, second = widths
+        last = conv(second, out_channels, exact=True)
+        super().__init__(conv(in_channels, first), nn.GELU(), conv(first, second), nn.GELU(), last)
 
 
 class ResidualBottleneck(nn.Module):

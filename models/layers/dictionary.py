@@ -12,9 +12,6 @@ convolutions; `scale` the factors 1 / tau of Equation 8; `lnx` and `dict_ln` the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -133,24 +130,3 @@ class DictionaryCrossAttention(nn.Module):
         k, v = (e.to(q.dtype).expand(len(q), -1, -1, -1) for e in (keys, values))
         found = F.scaled_dot_product_attention(heads, k, v, scale=1.0)  # no 1 / sqrt(d) here
         return rearrange(found, "b h (y x) d -> b y x (h d)", y=q.shape[1])
-
-    def weights(self, q: Tensor, keys: Tensor) -> Tensor:
-        """The attention that `look_up` pays each entry: (B, heads, H, W, n), sums of 1."""
-        heads = rearrange(q.float(), "b y x (h d) -> b h (y x) d", h=self.heads) * self.scale.float()
-        return torch.softmax(heads @ keys.float().mT, -1).unflatten(2, q.shape[1:3])
-
-
-@contextmanager
-def watching(layer: DictionaryCrossAttention, seen: Callable[[Tensor], None]) -> Iterator[None]:
-    """Within the block `seen` gets the layer's attention weights, (B, heads, H, W, n), whenever it is asked."""
-    original = layer.look_up
-
-    def look_up(q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        seen(layer.weights(q, keys))
-        return original(q, keys, values)
-
-    layer.look_up = look_up
-    try:
-        yield
-    finally:
-        del layer.look_up

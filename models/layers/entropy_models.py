@@ -19,7 +19,7 @@ import torch
 from compressai.ops import quantize_ste
 from torch import Tensor
 
-from utils.entropy_coding.frequencies import gaussian_pmf, quantize_pmfs, unpack_rows
+from utils.entropy_coding.frequencies import gaussian_pmf, quantize_pmfs
 from utils.entropy_coding.rans import Tables
 
 TABLE_BUFFERS = ("_offset", "_quantized_cdf", "_cdf_length", "scale_table")
@@ -28,9 +28,6 @@ TABLE_BUFFERS = ("_offset", "_quantized_cdf", "_cdf_length", "scale_table")
 class EntropyModel(compressai.entropy_models.EntropyModel):
     """What both models share: the integer tables and their loading. Tables are empty until `update()`."""
 
-    noise_share = (0, 1)  # while training: which of how many processes has this part of a batch
-    batch_dim = 0  # of what `quantize` gets
-    tables_are_given = False  # by a checkpoint, which then decides
     _tables: Tables | None = None
 
     def tables(self) -> Tables:
@@ -42,39 +39,24 @@ class EntropyModel(compressai.entropy_models.EntropyModel):
             self._tables = Tables(*(array.cpu().numpy() for array in arrays))
         return self._tables
 
-    def use(self, tables: Tables) -> None:
-        """Let the entropy coder work with other tables than the buffers'."""
+    def use(self, tables: Tables | None) -> None:
+        """Let the entropy coder work with other tables than the buffers', or with theirs again."""
         self._tables = tables
 
-    def quantize(self, inputs: Tensor, mode: str, means: Tensor | None = None) -> Tensor:
-        """As CompressAI's. Noise is drawn for the batches of all processes at once, of which each takes its share:
-
-        with generators in the same state, several processes train as one with all of the batch would.
-        """
-        if mode != "noise":
-            return super().quantize(inputs, mode, means)
-        (rank, processes), batch = self.noise_share, inputs.shape[self.batch_dim]
-        shape = list(inputs.shape)
-        shape[self.batch_dim] *= processes
-        noise = inputs.new_empty(shape).uniform_(-0.5, 0.5)
-        return inputs + noise.narrow(self.batch_dim, rank * batch, batch)
-
     def _set_tables(self, pmfs: list[np.ndarray], offsets: np.ndarray) -> None:
+        """Fill the buffers from one array of probabilities (n_i,) and one offset a distribution."""
         cdf, lengths = quantize_pmfs(pmfs)
         for name, array in zip(TABLE_BUFFERS, (offsets, cdf, lengths)):
             setattr(self, name, torch.from_numpy(np.ascontiguousarray(array, np.int32)).to(self._offset.device))
-        self._tables, self.tables_are_given = None, False
+        self.use(None)
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
-        """Take tables of any size: a checkpoint may hold them empty, filled, or filled without padding."""
-        cdf, lengths = (state_dict.get(prefix + name) for name in TABLE_BUFFERS[1:3])
-        if cdf is not None and lengths is not None and cdf.dim() == 1 and cdf.numel():
-            state_dict[prefix + TABLE_BUFFERS[1]] = torch.from_numpy(unpack_rows(cdf.numpy(), lengths.numpy()))
+        """Take tables of any size: a checkpoint may hold them empty or filled."""
         for name in TABLE_BUFFERS:
             value, own = state_dict.get(prefix + name), getattr(self, name, None)
             if value is not None and own is not None and value.shape != own.shape:
                 setattr(self, name, torch.empty(value.shape, dtype=own.dtype, device=own.device))
-        self._tables, self.tables_are_given = None, bool(self._offset.numel())
+        self.use(None)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
@@ -85,12 +67,13 @@ class EntropyBottleneck(EntropyModel, compressai.entropy_models.EntropyBottlenec
     and upper tail, learned by `loss()` alone.
     """
 
-    batch_dim = -1  # of (C, 1, B * h * w)
-
     def forward(self, z: Tensor, training: bool | None = None) -> tuple[Tensor, Tensor]:
-        """z (B, C, h, w) -> (noisy or rounded z, likelihoods); CompressAI's permutation would wait for a GPU."""
+        """z (B, C, h, w) -> noisy or rounded z, and likelihoods in (0, 1]; both (B, C, h, w).
+
+        CompressAI's own forward permutes by indices on the GPU, and waits for it.
+        """
         noisy = self.training if training is None else training
-        values = z.transpose(0, 1).flatten(1).unsqueeze(1)
+        values = z.transpose(0, 1).flatten(1).unsqueeze(1)  # (C, 1, B * h * w)
         outputs = self.quantize(values, "noise" if noisy else "dequantize", self._get_medians().detach())
         likelihoods = self.likelihood_lower_bound(self._likelihood(outputs)[0])
         shape = z.shape[1], z.shape[0], *z.shape[2:]
@@ -113,31 +96,15 @@ class EntropyBottleneck(EntropyModel, compressai.entropy_models.EntropyBottlenec
             return False
         if update_quantiles:
             self._update_quantiles()
-        self._set_tables(*self._pmfs())
+        self._set_tables(*self.pmfs())
         return True
 
     @torch.no_grad()
-    def published_tables(self) -> Tables:
-        """The tables for files in the published layout: a checkpoint's own, else CompressAI's.
+    def pmfs(self) -> tuple[list[np.ndarray], np.ndarray]:
+        """For each channel the probabilities (n_i,) of the integers between the tails, and of both tails together last;
 
-        CompressAI computes them in float32; they differ from ours by single counts in a few channels, which is enough
-        to lose a file.
+        and the offsets (C,) of the first of these integers from the median.
         """
-        if self.tables_are_given and not self._tables_are_ours():
-            return self.tables()
-        on_cpu = copy.deepcopy(self).cpu()
-        compressai.entropy_models.EntropyBottleneck.update(on_cpu, force=True)
-        on_cpu._tables = None  # those before
-        return on_cpu.tables()
-
-    def _tables_are_ours(self) -> bool:
-        """Whether `update()` would compute the tables that are there: then they say nothing about other programs."""
-        pmfs, offsets = self._pmfs()
-        own, there = (quantize_pmfs(pmfs)[0], offsets), (self._quantized_cdf, self._offset)
-        return all(np.array_equal(a, b.cpu().numpy()) for a, b in zip(own, there))
-
-    def _pmfs(self) -> tuple[list[np.ndarray], np.ndarray]:
-        """For each channel the probabilities of the integers between the tails, then of the tails; and the offsets."""
         low, median, high = self.quantiles[:, 0].cpu().float().unbind(1)  # float32 differences: exact on every machine
         below = torch.ceil(median - low).int().clamp(min=0)
         above = torch.ceil(high - median).int().clamp(min=0)
@@ -157,7 +124,7 @@ class GaussianConditional(EntropyModel, compressai.entropy_models.GaussianCondit
     """
 
     def build_indexes(self, scales: Tensor) -> Tensor:
-        """The level (uint8) whose interval holds each scale: the first level not below it, at most the last.
+        """The level (uint8) whose interval holds each scale, any shape: the first level not below it, at most the last.
 
         Compared in the scales' own type; the table's float32 values are exact in float64.
         """

@@ -45,7 +45,7 @@ def qualities(quality: Tensor | float | None, batch: int, variable_rate: bool) -
 
 
 def lambda_of_quality(quality: Tensor | float, lambda_range: Sequence[float] = LAMBDA_RANGE) -> Tensor:
-    """The rate-distortion trade-off that `quality` (1..100) stands for: log-linear over the range."""
+    """The trade-off lambda that `quality`, a number or (B,) in 1..100, stands for: log-linear over the range."""
     low, high = lambda_range
     position = (torch.as_tensor(quality) - QUALITY_MIN) / (QUALITY_MAX - QUALITY_MIN)
     return low * (high / low) ** position

@@ -79,7 +79,7 @@ class InvertibleConvolution(nn.Module):
         return F.conv2d(x, self.weight[:, :, None, None])
 
     def inverse(self, y: Tensor) -> Tensor:
-        """The inverse matrix is found in float64."""
+        """(B, C, H, W) -> (B, C, H, W); the inverse matrix is computed in float64."""
         weight = torch.linalg.inv(self.weight.double()).to(self.weight.dtype)
         return F.conv2d(y, weight[:, :, None, None])
 
@@ -119,7 +119,7 @@ class CouplingLayer(nn.Module):
         return torch.cat([y1, y2], 1)
 
     def inverse(self, y: Tensor) -> Tensor:
-        """The input of `forward` whose output is y."""
+        """(B, 3, H, W) -> (B, 3, H, W), the input for which `forward` gives y."""
         y1, y2 = y.split([1, 2], 1)
         x2 = (y2 - self.H1(y1)) / _bounded_exp(self.G1(y1))
         x1 = (y1 - self.H2(x2)) / _bounded_exp(self.G2(x2))

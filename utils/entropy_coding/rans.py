@@ -12,6 +12,8 @@ from functools import cache
 
 import numpy as np
 
+from utils.entropy_coding.check import SymbolCheck
+
 PRECISION = 16  # frequencies of a table add up to 2^16
 LOWER_BOUND = 1 << 31  # the state before the first and after the last symbol
 LOOKUP_BITS = 6, 10  # of a cumulative frequency, for the decoder's lookup: more would not stay in the first cache
@@ -122,10 +124,11 @@ def reciprocals() -> tuple[np.ndarray, np.ndarray]:
 
 
 class Encoder:
-    """Collects the symbols of one string; rANS then runs backwards over all of them."""
+    """Collects the symbols of one string; rANS then runs backwards over all of them. `check` sees them as they come."""
 
-    def __init__(self) -> None:
+    def __init__(self, check: SymbolCheck | None = None) -> None:
         self._parts: list[tuple[np.ndarray, np.ndarray, Tables]] = []
+        self._check = check or SymbolCheck()
 
     def put(self, symbols: np.ndarray, indexes: np.ndarray, tables: Tables) -> None:
         """Append symbols (n,) int32 coded under rows `indexes` (n,) of `tables`; both are copied.
@@ -137,6 +140,7 @@ class Encoder:
             raise ValueError("there must be one index for each symbol")
         tables.check_symbols(symbols, rows)
         self._parts.append((symbols, rows, tables))
+        self._check.add(symbols)
 
     def finish(self) -> bytes:
         """The string: little-endian 32-bit words, at least two of them."""
@@ -153,9 +157,13 @@ class Encoder:
 
 
 class Decoder:
-    """Reads the symbols of one string back, in the order in which they were put."""
+    """Reads the symbols of one string back, in the order in which they were put. `check` sees them as they come.
 
-    def __init__(self, data: bytes) -> None:
+    Raises DesynchronisedError for bytes that no string begins with.
+    """
+
+    def __init__(self, data: bytes, check: SymbolCheck | None = None) -> None:
+        self._check = check or SymbolCheck()
         if len(data) < 8 or len(data) % 4:
             raise DesynchronisedError(f"{len(data)} bytes are no entropy-coded string")
         self._words = np.frombuffer(data, "<u4").astype(np.uint32)
@@ -176,6 +184,7 @@ class Decoder:
         status = decode(self._words, self._position, rows, *table, *tables.lookup, symbols)
         if status:
             raise DesynchronisedError(REASONS[status])
+        self._check.add(symbols)
         return symbols
 
     def check_end(self) -> None:

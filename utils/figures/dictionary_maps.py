@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from models.layers.dictionary import watching
 from utils.data.padding import DEFAULT_PADDING, pad_centred
+from utils.evaluation.attention import watching
 
 if TYPE_CHECKING:
     from models.base import SliceCompressionModel
@@ -80,7 +80,7 @@ class Use:
 
 
 def most_telling(maps: Sequence[Tensor], head: int | None, count: int) -> list[int]:
-    """The entries whose attention differs most from place to place, over several images."""
+    """The entries whose attention differs most from place to place in some maps (heads, h, w, entries)."""
     places = torch.cat([of_head(m, head).flatten(0, 1) for m in maps])  # (places, entries)
     return places.std(0).topk(min(count, places.shape[-1])).indices.tolist()
 

@@ -26,6 +26,7 @@ from utils.inference.compiled import CompiledTransforms
 from utils.inference.fast import fast, uncut
 from utils.inference.float64 import portable
 from utils.inference.memory import BYTES_A_PIXEL, give_back_memory, held, stripe_within
+from utils.inference.published import published_tables
 from utils.inference.rows import stripes_of
 from utils.inference.winograd import warm_up, workspace
 from utils.metrics import require_finite
@@ -79,7 +80,7 @@ class Engine:
             if arithmetic not in self._paths:
                 self._paths[arithmetic] = path = portable(self.model)
                 if arithmetic == "published":
-                    path.entropy_bottleneck.use(self.model.entropy_bottleneck.published_tables())
+                    path.entropy_bottleneck.use(published_tables(self.model.entropy_bottleneck))
         return self._paths[arithmetic]
 
     def image(self, y_hat: Tensor, size: tuple[int, int], quality: float | None = None) -> Tensor:

@@ -12,7 +12,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from models.base import EntropyParameters, SliceCompressionModel
+from models.base import SliceCompressionModel
+from models.layers.convolution import EntropyParameters
 from utils.inference import winograd
 from utils.inference.rows import STRIPES_OF_TILES, StripedConvolution, cut, has_hooks, put, to_map, tokens_of
 
@@ -35,7 +36,7 @@ def is_usual(network: nn.Module) -> bool:
 def code_slice(
     quick: SliceCompressionModel, i: int, y_i: Tensor | None, mean_support: Tensor, scale_support: Tensor, coder
 ) -> Tensor:
-    """As the method of the base class."""
+    """Slice i of y_hat (B, slice_sizes[i], h, w), as by the method of the base class."""
     mean, scale, residual = (
         group[i] for group in (quick.cc_mean_transforms, quick.cc_scale_transforms, quick.lrp_transforms)
     )
@@ -49,7 +50,7 @@ def code_slice(
 
 
 def after_first(network: EntropyParameters, hidden: Tensor) -> Tensor:
-    """What a network makes of its first layer's output."""
+    """(B, widths[0], h, w), its first layer's output -> a network's output (B, out_channels, h, w)."""
     for layer in list(network)[1:]:
         hidden = layer(hidden)
     return hidden

@@ -103,9 +103,9 @@ def check_model(args: argparse.Namespace, path: Path, name: str, config: dict[st
         raise UserError(f"{path}: holds a variable-rate model; add --variable-rate")
     wanted = requested_options(args, args.model or name)
     if args.model:
-        if MODELS[args.model].args != MODELS[name].args:  # of different classes
+        if MODELS[args.model][0] != MODELS[name][0]:  # of different classes
             raise UserError(f"--model {args.model}: {path} holds a {name}; leave out --model, or choose another file")
-        wanted = {key: default_config(args.model)[key] for key in MODELS[args.model].keywords} | wanted
+        wanted = {key: default_config(args.model)[key] for key in MODELS[args.model][1]} | wanted
     for key, value in wanted.items():
         if full[key] != value:
             raise UserError(f"{path}: its model has {key} = {full[key]}, the flags ask for {value}; change one of them")

@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from models.layers.dictionary import DictionaryCrossAttention, watching
+from models.layers.dictionary import DictionaryCrossAttention
 from models.layers.gain import lambda_of_quality
+from utils.evaluation.attention import watching
 from utils.evaluation.evaluation import Record, average, evaluate_images, mean
 from utils.metrics import MS_SSIM_SMALLEST
 from utils.training.distributed import Processes, any_of, gathered

@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def to_host(*tensors: Tensor) -> list[np.ndarray]:
-    """The tensors as arrays; what lies on a GPU comes over as one row of bytes, the widest types first."""
+    """Tensors of any shape as arrays; those on a GPU are copied as one row of bytes: give the widest types first."""
     away = [tensor for tensor in tensors if is_away(tensor)]
     if not away:
         return [array_of(tensor) for tensor in tensors]
@@ -22,12 +22,12 @@ def to_host(*tensors: Tensor) -> list[np.ndarray]:
 
 
 def is_away(tensor: Tensor) -> bool:
-    """Whether the processor cannot read it."""
+    """Whether a tensor of any shape lies where the processor cannot read it."""
     return tensor.device.type != "cpu"
 
 
 def to_device(symbols: np.ndarray, device: torch.device) -> Tensor:
-    """The symbols on `device`; a GPU need not have finished copying them."""
+    """The symbols, of any shape, on `device`; a GPU need not have finished copying them."""
     tensor = torch.from_numpy(symbols)
     if device.type == "cpu":
         return tensor
@@ -37,10 +37,10 @@ def to_device(symbols: np.ndarray, device: torch.device) -> Tensor:
 
 
 def pinned(like: Tensor) -> Tensor:
-    """Memory of the processor, like a tensor, that a GPU reads and writes by itself."""
+    """Pinned memory for a tensor of the same type and any shape, which a GPU reads and writes by itself."""
     return torch.empty(like.shape, dtype=like.dtype, pin_memory=True)
 
 
 def array_of(tensor: Tensor) -> np.ndarray:
-    """The same memory as an array."""
+    """A tensor of any shape as an array that shares its memory."""
     return tensor.numpy()
