@@ -46,6 +46,7 @@ class Row:
     results: list[Reconstruction]
 
     def cut(self, pixels: np.ndarray) -> np.ndarray:
+        """(H, W, 3) -> the crop (height, width, 3)."""
         left, top, width, height = self.crop
         return pixels[top : top + height, left : left + width]
 

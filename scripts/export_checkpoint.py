@@ -75,7 +75,7 @@ def integer_weights(model: torch.nn.Module) -> dict[str, Integers]:
 
 
 def without_padding(weights: dict[str, torch.Tensor]) -> None:
-    """Table rows one after the other: most of the Gaussian table is padding up to its widest row."""
+    """Replace tables (rows, longest) by their rows one after the other, (n,): most of the Gaussian's is padding."""
     for name in [name for name in weights if name.endswith("._quantized_cdf")]:
         lengths = weights[name.replace("_quantized_cdf", "_cdf_length")]
         weights[name] = torch.from_numpy(pack_rows(weights[name].numpy(), lengths.numpy()))

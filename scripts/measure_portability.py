@@ -1,7 +1,7 @@
 """How far scales differ between ways of computing them, in float32 and in float64, and how often files would be lost.
 
     python scripts/measure_portability.py --data kodak --checkpoint FILE
-    python scripts/measure_portability.py --data kodak --model dcae      # weights of tests/fill_weights.py
+    python scripts/measure_portability.py --data kodak --model dcae      # weights of utils/measuring/fill_weights.py
 
 The entropy path runs on the same symbols with 1 and 2 threads, with oneDNN and without, with fused and with explicit
 attention. Printed are the relative differences of the scales that lie inside the table, how many symbols got another
@@ -42,6 +42,7 @@ class ReplayingCoder:
         self.symbols, self.recording, self.scales = symbols, not symbols, []
 
     def __call__(self, y: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
+        """y, mu, sigma -> y_hat of the symbols that were recorded, all (B, C, h, w)."""
         self.scales.append(scale.double().numpy().ravel())
         if self.recording:
             self.symbols.append(torch.round(y - mean))
@@ -50,7 +51,7 @@ class ReplayingCoder:
 
 @torch.no_grad()
 def scales_of(model: SliceCompressionModel, x: Tensor, arithmetic: str) -> list[np.ndarray]:
-    """The scales of one image's symbols in each environment."""
+    """For each environment the scales (n,) of the symbols of one image (1, 3, H, W) in [0, 1]."""
     path, y = Engine(model).path(arithmetic), model.analysis(pad_centred(x, model.size_multiple))
     z, medians = model.h_a(y), model.entropy_bottleneck.medians()
     z_hat = torch.round(z - medians).to(path.dtype) + medians.to(path.dtype)
@@ -65,7 +66,7 @@ def scales_of(model: SliceCompressionModel, x: Tensor, arithmetic: str) -> list[
 
 
 def compare(model: SliceCompressionModel, images: Sequence[Tensor], arithmetic: str) -> tuple[str, ...]:
-    """A row of the table."""
+    """A row of the table, over images (1, 3, H, W) in [0, 1]."""
     table = model.gaussian_conditional.scale_table[:-1].double().numpy()
     differences, wrong, pairs = [], 0, 0
     for x in images:

@@ -33,7 +33,7 @@ UNITS = {"bpp": "bpp", "size": "bytes", "psnr": "dB"}
 
 
 @dataclass(frozen=True)
-class Outcome:
+class SearchOutcome:
     """One search: what was asked and reached (bpp, bytes or dB), the quality found, and the trials it took."""
 
     image: str
@@ -71,18 +71,18 @@ def targets_at(codec: Codec, x: torch.Tensor, quality: float) -> list[Target]:
     return [Target("bpp", bpp(8 * len(data), *x.shape[-2:])), Target("size", len(data)), Target("psnr", decibels)]
 
 
-def measure_image(codec: Codec, path: Path, args: argparse.Namespace) -> list[Outcome]:
+def measure_image(codec: Codec, path: Path, args: argparse.Namespace) -> list[SearchOutcome]:
     """Every target of one image."""
     x = to_tensor(read_image(path)[0])
     outcomes = []
     for target in (target for quality in args.quality for target in targets_at(codec, x, quality)):
         trial = compress_to_target(codec, x, target)
         found = target.kind, target.value, trial.reached, trial.quality, trial.trials
-        outcomes.append(Outcome(printable(path.name), *found))
+        outcomes.append(SearchOutcome(printable(path.name), *found))
     return outcomes
 
 
-def format_outcomes(outcomes: Sequence[Outcome]) -> str:
+def format_outcomes(outcomes: Sequence[SearchOutcome]) -> str:
     """A row a search."""
     header = ("image", "unit", "asked", "reached", "off %", "quality", "trials")
     rows = [
@@ -96,7 +96,7 @@ def format_outcomes(outcomes: Sequence[Outcome]) -> str:
     return format_table(header, rows)
 
 
-def format_spread(outcomes: Sequence[Outcome]) -> str:
+def format_spread(outcomes: Sequence[SearchOutcome]) -> str:
     """A row a kind of target: |reached - asked| in percent and in its unit, sizes that were exceeded, and trials."""
     rows = []
     for kind in KINDS:

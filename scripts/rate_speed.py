@@ -33,7 +33,7 @@ LATENCIES = {"total": ("encoding_time", "decoding_time"), "encode": ("encoding_t
 
 
 @dataclass(frozen=True)
-class Codec:
+class Contender:
     """A point of the figure: milliseconds an image, BD-rate in percent, and where the two were measured."""
 
     name: str
@@ -60,14 +60,14 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     return args
 
 
-def published(latency: str, data: str) -> list[Codec]:
+def published(latency: str, data: str) -> list[Contender]:
     """The models of the paper's Table 1 that have both numbers."""
     rows = json.loads(TABLE.read_text(encoding="utf-8"))["models"]
     pairs = [(row["name"], row["latency_ms"][latency], row["bd_rate_percent"][data]) for row in rows]
-    return [Codec(*pair, PAPER) for pair in pairs if None not in pair]
+    return [Contender(*pair, PAPER) for pair in pairs if None not in pair]
 
 
-def measured(reference: str, latency: str, anchor: str) -> Codec:
+def measured(reference: str, latency: str, anchor: str) -> Contender:
     """A curve with times. Raises UserError, naming it, if it has none or does not overlap the anchor."""
     curve, content = load_curve(reference), read_results(resolve(reference)[1])
     comparison = compare(load_curve(anchor), curve)
@@ -77,7 +77,7 @@ def measured(reference: str, latency: str, anchor: str) -> Codec:
         raise UserError(f"--add {reference}: has no BD-rate against {anchor}")
     devices = dict.fromkeys(point.get("device") for point in content.get("points", []))
     origin = ", ".join(device for device in devices if device) or "its file"
-    return Codec(curve.name, mean_latency(reference, latency), comparison.rate_percent, origin)
+    return Contender(curve.name, mean_latency(reference, latency), comparison.rate_percent, origin)
 
 
 def mean_latency(reference: str, latency: str) -> float:
@@ -88,7 +88,7 @@ def mean_latency(reference: str, latency: str) -> float:
     return 1000 * sum(seconds)
 
 
-def draw(codecs: Sequence[Codec], latency: str, data: str, output: Path) -> None:
+def draw(codecs: Sequence[Contender], latency: str, data: str, output: Path) -> None:
     """The figure: latency on a logarithmic axis, fewer bits upwards; beside it what each mark is."""
     from matplotlib.ticker import LogLocator, NullFormatter  # here, because it takes a second
 

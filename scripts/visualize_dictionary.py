@@ -106,7 +106,7 @@ def grid(rows: int, columns: int, shape: tuple[int, ...]):
 
 
 def brightest(maps: Sequence[Tensor]) -> float:
-    """Where the colours of some maps end: few places may be beyond. What nothing attends to stays dark."""
+    """Where the colours of maps (h, w) end: few places may lie beyond. What gets no attention stays dark."""
     return max(LEAST, torch.cat([m.flatten() for m in maps]).quantile(1 - BEYOND).item())
 
 
@@ -155,7 +155,7 @@ def scales_figure(images: Sequence[Shown], by_scale: Sequence[Sequence[Tensor]],
 
 
 def usage_figure(shares: Sequence[Tensor]):
-    """Shares of the attention, entries in order of use; a line for each slice."""
+    """Shares (entries,) of the attention, entries in order of use; a line for each slice."""
     figure, axes = new_figure(
         "use of the dictionary", "entries, the most used first", "share of the attention (%)", (7, 4)
     )

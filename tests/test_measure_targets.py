@@ -43,7 +43,7 @@ def test_every_target_of_every_image(checkpoint, data, capsys):
 
 def test_the_table_holds_the_spread():
     searches = [("bpp", 0.5, 0.501), ("bpp", 1.0, 0.99), ("size", 1000, 996), ("psnr", 30.0, 30.015)]
-    outcomes = [measure_targets.Outcome("a.png", *found, 50.0, 3 + i) for i, found in enumerate(searches)]
+    outcomes = [measure_targets.SearchOutcome("a.png", *found, 50.0, 3 + i) for i, found in enumerate(searches)]
     rows = {line.split()[0]: line.split()[1:] for line in measure_targets.format_spread(outcomes).splitlines()}
     assert rows["bpp"] == ["2", "0.600", "1.000", "0.01", "bpp", "1", "3.5", "4"]
     assert rows["size"] == ["1", "0.400", "0.400", "4", "bytes", "0", "5.0", "5"]

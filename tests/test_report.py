@@ -17,7 +17,7 @@ from utils.data.images import read_image, to_uint8
 from utils.evaluation.evaluation import evaluate_images
 from utils.evaluation.report import box_in_map
 from utils.evaluation.report_page import measured_curves, script_json, value_for_script
-from utils.evaluation.report_pictures import Curve, colour_map, nice_ticks, rd_plot
+from utils.evaluation.report_pictures import DrawnCurve, colour_map, nice_ticks, rd_plot
 
 AWKWARD = "</script><b>&\"'é.png".replace("/", "")  # a file's name cannot hold a slash
 
@@ -164,7 +164,7 @@ def test_ticks_are_round_and_enclose(low, high):
 
 def test_plots_show_every_point_inside_their_axes(report):
     points = [(0.2, 30.0, "low"), (0.9, 36.5, "a<b")]
-    svg = rd_plot([Curve("ours", points), Curve("theirs", [(0.5, 33, "p")], published=True)], "PSNR (dB)")
+    svg = rd_plot([DrawnCurve("ours", points), DrawnCurve("theirs", [(0.5, 33, "p")], published=True)], "PSNR (dB)")
     assert "a&lt;b: 0.9000 bpp, 36.500 dB" in svg and 'class="curve published"' in svg
     places = [tuple(map(float, pair)) for pair in re.findall(r"translate\(([\d.]+),([\d.]+)\)\" style", svg)]
     assert len(places) == 5 and all(60 <= x <= 628 and 12 <= y <= 352 for x, y in places)

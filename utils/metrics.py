@@ -19,7 +19,7 @@ def quantise_8_bit(x: Tensor) -> Tensor:
 
 
 def mse(a: Tensor, b: Tensor) -> float:
-    """Mean squared error of two tensors of one shape, values in [0, 1], over everything, summed in float64."""
+    """Mean squared error of two tensors of the same shape, any shape, values in [0, 1], summed in float64."""
     if a.shape != b.shape:
         raise ValueError(f"images of different shapes: {tuple(a.shape)} and {tuple(b.shape)}")
     return float((a.double() - b.double()).square().mean())
@@ -31,7 +31,7 @@ def psnr_of_mse(error: float) -> float:
 
 
 def psnr(a: Tensor, b: Tensor) -> float:
-    """PSNR in dB of two tensors of one shape, values in [0, 1], over all channels together."""
+    """PSNR in dB of two tensors of the same shape, any shape, values in [0, 1], over all channels together."""
     return psnr_of_mse(mse(a, b))
 
 
@@ -58,7 +58,7 @@ def ms_ssim_db(value: float | None) -> float | None:
 
 
 def estimated_bits(likelihoods: Tensor) -> float:
-    """Bits an ideal entropy coder spends on symbols of these likelihoods: -sum log2 p, summed in float64."""
+    """Bits an ideal entropy coder spends on symbols of these likelihoods, of any shape: -sum log2 p, in float64."""
     return float(-torch.log2(likelihoods.double()).sum())
 
 

@@ -32,9 +32,12 @@ def forgive(stream: TextIO | None) -> None:
         stream.reconfigure(errors=SPELL_OUT)
 
 
-def to_json(value: Any) -> str:
-    """Indented JSON of `value` as the standard has it: infinite and undefined numbers, which it lacks, become null."""
-    return json.dumps(_standard(value), indent=2, allow_nan=False)
+def to_json(value: Any, indent: int | None = 2) -> str:
+    """JSON of `value` as the standard has it: infinite and undefined numbers, which it lacks, become null.
+
+    indent: of the levels, in spaces; None for a single line.
+    """
+    return json.dumps(_standard(value), indent=indent, allow_nan=False)
 
 
 def _standard(value: Any) -> Any:

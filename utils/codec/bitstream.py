@@ -22,6 +22,8 @@ import struct
 import zlib
 from dataclasses import dataclass
 
+from utils.data.padding import padded_size
+
 MAGIC = b"\xd1IC"
 VERSION = 1
 PORTABLE, HAS_QUALITY = 1, 2
@@ -225,7 +227,7 @@ def check_plausible(stream: Bitstream, size_multiple: int, y_channels: int, z_ch
     The state starts at 2^31, every symbol multiplies it by at least 2^LEAST_BITS, and it ends below 2^63 with all but
     8 bytes of the string moved out of it: that leaves room for less than 8 len - 32 bits.
     """
-    height, width = (-(-side // size_multiple) * size_multiple for side in (stream.height, stream.width))
+    height, width = padded_size(stream.height, stream.width, size_multiple)
     positions = height * width // 256, height * width // 4096  # y is 1/16, z is 1/64 of a side
     for string, count, channels in zip(stream.strings, positions, (y_channels, z_channels)):
         if count * channels * LEAST_BITS > 8 * len(string) - 32:

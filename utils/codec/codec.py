@@ -89,7 +89,10 @@ class Codec(Engine):
             return self.pack(self.code(y), x, quality)
 
     def search(self, x: Tensor, quality: float | None, effort: int, progress: Progress | None = None) -> Searched:
-        """As `compress` with an effort; also says what that won. Raises UserError where lambda is not to be had."""
+        """Image (1, 3, H, W) in [0, 1] -> its file, as by `compress` with an effort, and what the search gained.
+
+        Raises UserError where lambda is not known and cannot be estimated.
+        """
         quality = None if quality is None else quality_steps(quality) / 100
         return compress_with_effort(self, x, quality, effort, progress)
 
@@ -98,7 +101,7 @@ class Codec(Engine):
         return pad_centred(x, self.model.size_multiple, self.padding)
 
     def code(self, y: Tensor, z_from: Tensor | None = None) -> dict[str, Any]:
-        """y after any gain -> what `compress_latent` gives, in this codec's arithmetic; `z_from` as there."""
+        """y (1, M, h, w) after any gain -> what `compress_latent` returns; `z_from` as there."""
         return self.quick.compress_latent(y, self.path(self.arithmetic), z_from)
 
     @property
@@ -144,7 +147,7 @@ class Codec(Engine):
         return stream
 
     def symbols(self, stream: Bitstream) -> Tensor:
-        """y_hat of a file. Raises DesynchronisedError where its symbols are not those that were encoded."""
+        """y_hat (1, M, h, w) of a file. Raises DesynchronisedError where its symbols are not the encoder's."""
         size = padded_size(stream.height, stream.width, self.model.size_multiple)
         shape = tuple(side // STRIDE_Z for side in size)
         strings = [[string] for string in stream.strings]

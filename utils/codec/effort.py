@@ -71,7 +71,7 @@ class Search:
         return self.codec.bounded(*self.size, self.codec.arithmetic)
 
     def latent(self, quality: float | None, analysed: Tensor | None = None) -> Tensor:
-        """y after any gain: the encoder's, or of another latent before it."""
+        """y (1, M, h, w) after any gain: the encoder's own or, of the same shape, `analysed`."""
         y = self.analysed if analysed is None else analysed
         return y if quality is None else y * self.gains(quality)
 
@@ -80,7 +80,7 @@ class Search:
         return self.codec.quick.gain(torch.ones_like(self.analysed[..., :1, :1]), torch.tensor([quality]))
 
     def code(self, y: Tensor, quality: float | None, trade_off: TradeOff) -> Coded:
-        """The file of a latent, with z of the encoder's own."""
+        """The file of a latent y (1, M, h, w), with z made of the encoder's own latent."""
         with self.bounded():
             coded = self.codec.code(y, self.latent(quality))
             shown = quantise_8_bit(self.codec.image(coded["y_hat"], self.size, quality))
@@ -89,13 +89,13 @@ class Search:
         return Coded(data, distortion, trade_off.cost(distortion, self.size[0] * self.size[1]) + 8 * len(data))
 
     def refined(self, y: Tensor, quality: float | None, trade_off: TradeOff, steps: int | None = None) -> Tensor:
-        """A latent that costs less than y at this trade-off, as the search estimates it."""
+        """A latent that by the search's estimate costs less than y at this trade-off; both (1, M, h, w)."""
         problem, steps = self.problem(quality, trade_off), self.steps if steps is None else steps
         with torch.inference_mode(False), torch.no_grad():
             return refine_image(problem, y.clone(), steps, self.codec.max_memory, self.progress).y
 
     def problem(self, quality: float | None, trade_off: TradeOff) -> Problem:
-        """What the search minimises, with z of the encoder's latent."""
+        """What the search minimises, with z made of the encoder's own latent."""
         model = self.codec.searchable
         with torch.inference_mode(False), torch.no_grad():  # gradients cannot be had of tensors made in that mode
             z_hat = model.estimate_hyper(self.latent(quality).clone())[0]

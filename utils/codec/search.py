@@ -55,6 +55,7 @@ class _Bits(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, residual: Tensor, scale: Tensor) -> Tensor:
+        """r = y - mu and sigma, (B, C, h, w) -> one number."""
         sigma = scale.clamp(min=SCALE_MIN)
         nearest = torch.round(residual)
         side = torch.where(residual < nearest, -1.0, 1.0).to(residual)  # where the other of the two integers is
@@ -65,6 +66,7 @@ class _Bits(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        """Gradients of r and sigma, (B, C, h, w)."""
         slope, slope_of_scale = ctx.saved_tensors
         return gradient * slope, gradient * slope_of_scale
 
@@ -92,6 +94,7 @@ class SearchingCoder:
     quantised: list[Tensor] = field(default_factory=list)  # round(y - mu) + mu of each call
 
     def __call__(self, y: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
+        """y, mu, sigma -> y_hat, all (B, C, h, w)."""
         residual = y - mean
         self.bits = self.bits + _Bits.apply(residual, scale)
         self.quantised.append((torch.round(residual) + mean).detach())
@@ -116,7 +119,7 @@ class Problem:
     movable: tuple[slice, slice] = (slice(None), slice(None))
 
     def evaluate(self, y: Tensor, with_gradient: bool = True) -> tuple[float, Tensor | None, Tensor]:
-        """J in bits, dJ/dy, and the quantised latent before any latent residual."""
+        """J in bits, dJ/dy, and the quantised latent before any latent residual, both (1, M, h, w) like y."""
         with torch.set_grad_enabled(with_gradient):
             y = y.detach().requires_grad_(with_gradient)
             distortion, coder = self.forward(y)
@@ -125,7 +128,7 @@ class Problem:
         return float(cost.detach()), gradient, self.model.join(coder.quantised)
 
     def forward(self, y: Tensor) -> tuple[Tensor, SearchingCoder]:
-        """lambda * D in bits, and the coder, which has the rate."""
+        """lambda * D of y (1, M, h, w) in bits, and the coder, which has the rate."""
         coder = SearchingCoder()
         shown = self.shown(self.model.code_slices(self.z_hat, y, coder)).clamp(0, 1)
         target = self.x[(..., *self.inside)]
@@ -133,7 +136,7 @@ class Problem:
         return self.trade_off.cost(distortion, target[0, 0].numel()), coder
 
     def shown(self, y_hat: Tensor) -> Tensor:
-        """The part of the image that counts, not clamped."""
+        """y_hat (1, M, h, w) -> the part of the image that counts, (1, 3, *sizes of `inside`), not clamped."""
         return self.model.to_image(y_hat, self.quality)[(..., *self.inside)]
 
     def curvature(self, y_hat: Tensor, generator: torch.Generator) -> Tensor:
@@ -152,7 +155,7 @@ class Problem:
         return diagonal.clamp(min=1e-3 * float(diagonal.mean()) + 1e-12)  # a channel that shows nothing costs bits only
 
     def of_squares(self, shown: Tensor, y_hat: Tensor) -> float:
-        """lambda * 255^2 of the MSE that stands for the metric at this image."""
+        """lambda * 255^2 of the MSE that stands for the metric at the image `shown` (1, 3, H, W), made of y_hat."""
         weight = self.trade_off.cost(1.0, 1)
         if self.trade_off.metric == "mse":
             return weight
@@ -164,7 +167,7 @@ class Problem:
 
 
 def slope(problem: Problem, y: Tensor) -> TradeOff:
-    """lambda from the image itself, by the gradients of a search; of the shipped model found 0.4 to 2 times as large.
+    """lambda estimated by gradients at y (1, M, h, w); for the shipped model 0.4 to 2 times the true one.
 
     The model was trained until scaling a channel of y did not pay: lambda dD + dR = 0 along each channel's own y. Of
     one image these sums are noisy, so that their magnitudes over all channels are compared.
@@ -189,7 +192,10 @@ def searchable(model: SliceCompressionModel) -> SliceCompressionModel:
 def refine(
     problem: Problem, y: Tensor, steps: int, seed: int = 0, progress: Callable[[], None] | None = None
 ) -> Refined:
-    """Search from y for `steps` steps; `progress` is called after each. The same seed gives the same latent."""
+    """Search from y (1, M, h, w) for `steps` steps; `progress` is called after each.
+
+    The same seed gives the same latent.
+    """
     start, generator = time.perf_counter(), torch.Generator().manual_seed(seed)
     cost, gradient, quantised = problem.evaluate(y)
     before, best, found = cost, cost, y
@@ -215,7 +221,7 @@ class Aim:
         self.damping, self.share, self.last = 1.0, 1.0, None
 
     def move(self, y: Tensor, gradient: Tensor, quantised: Tensor, pace: float) -> Tensor:
-        """y with its movable elements, or a random share of them, a part of the way to their aims."""
+        """y (1, M, h, w), whose movable elements, or a random share of them, are moved by `pace` of the way."""
         whole, (y, gradient, quantised) = y, (t[(..., *self.movable)] for t in (y, gradient, quantised))
         way = self.way(y, gradient, quantised)
         if self.last is not None:
@@ -230,7 +236,7 @@ class Aim:
         return moved
 
     def way(self, y: Tensor, gradient: Tensor, quantised: Tensor) -> Tensor:
-        """From y to the aim."""
+        """From y to the aim; all (1, M, h, w)."""
         step = gradient / (self.curvature * self.factor * self.damping)
         return quantised - step.clamp(-FARTHEST, FARTHEST) - y
 

@@ -96,7 +96,7 @@ def compress_to_target(
 def search_latents(
     codec: Codec, x: Tensor, target: Target, quality: float, effort: int, progress: Progress | None
 ) -> Trial:
-    """The best file with effort, from the `quality` at which the target is met without."""
+    """The best file of x (1, 3, H, W) with effort, starting from the `quality` that meets the target without."""
     from utils.codec.effort import Search  # here, as CompressAI takes seconds to load
 
     work, pixels = Search(codec, x, effort, progress), x.shape[-2] * x.shape[-1]

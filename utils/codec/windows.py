@@ -111,7 +111,10 @@ def hyper_window(z_hat: Any, rows: slice, columns: slice) -> Any:
 
 
 def largest_side(problem: Problem, y: Tensor, limit: int) -> int:
-    """The largest side of a window, in pixels, whose search stays below the limit. Raises UserError."""
+    """The largest side of a window of y (1, M, h, w), in pixels, whose search stays within `limit` bytes.
+
+    Raises UserError where not even the smallest does.
+    """
     multiple, device = problem.model.size_multiple, y.device
     free = limit - held(device) - 4 * y.numel() * y.element_size()
     each = bytes_a_pixel(problem, y)
@@ -126,7 +129,7 @@ def largest_side(problem: Problem, y: Tensor, limit: int) -> int:
 
 
 def bytes_a_pixel(problem: Problem, y: Tensor) -> float:
-    """What a search holds for each pixel of its window, measured on the smallest one."""
+    """Bytes that a search holds for each pixel of its window, measured on the smallest window of y (1, M, h, w)."""
     each = problem.model.size_multiple // STRIDE_Y
     rows, columns = slice(0, each), slice(0, each)
     kept: dict[int, int] = {}

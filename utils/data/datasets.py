@@ -169,7 +169,7 @@ class Sampling:
 
 @lru_cache(maxsize=2)
 def shuffled(seed: int, epoch: int, images: int) -> np.ndarray:
-    """The order of the images in an epoch; another stream than the samples'."""
+    """The order of the images in an epoch, (images,) integers; from another random stream than the samples."""
     stream = np.random.Philox(key=(seed << 64) + epoch, counter=1 << 192)
     return np.random.Generator(stream).permutation(images)
 

@@ -66,9 +66,11 @@ def checkpoint_labels(checkpoints: Sequence[Path]) -> list[str]:
 class Watcher(Protocol):
     """Who is told what becomes of each image: see evaluate_images."""
 
-    def keep(self, path: Path, pixels: np.ndarray) -> None: ...
+    def keep(self, path: Path, pixels: np.ndarray) -> None:
+        """The reconstruction of the image at `path`: uint8 (H, W, 3)."""
 
-    def keep_bits(self, path: Path, bits: np.ndarray) -> None: ...
+    def keep_bits(self, path: Path, bits: np.ndarray) -> None:
+        """Bits at each position of its latent: (h, w)."""
 
 
 class Report:
@@ -154,7 +156,7 @@ def evaluate_point(
 
 
 def keeper(point: Point, images: Sequence[ImageFile], watcher: Watcher | None) -> Callable[[Path, np.ndarray], None]:
-    """A function that gives each reconstruction to all who want it."""
+    """A function that hands each reconstruction, uint8 (H, W, 3), to everyone who wants it."""
     takers = [taker for taker in (png_writer(point, images), watcher and watcher.keep) if taker]
 
     def keep(path: Path, pixels: np.ndarray) -> None:
@@ -165,7 +167,7 @@ def keeper(point: Point, images: Sequence[ImageFile], watcher: Watcher | None) -
 
 
 def png_writer(point: Point, images: Sequence[ImageFile]) -> Callable[[Path, np.ndarray], None] | None:
-    """A function of an image's path and its reconstruction that writes it where it belongs; None for nowhere."""
+    """A function that writes the reconstruction, uint8 (H, W, 3), of the image at a path; None for nowhere."""
     if point.folder is None:
         return None
     pngs = {image.path: point.folder / image.png for image in images}

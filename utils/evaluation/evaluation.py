@@ -111,7 +111,7 @@ def evaluate_file(
     keep_bits: Callable[[Path, np.ndarray], None] | None = None,
     noted: Callable[[Path, list[str]], None] | None = None,
 ) -> Record:
-    """Read one image, `evaluate` it (once more before that to `warm_up`), pass on what comes of it."""
+    """Read one image, uint8 (H, W, 3), `evaluate` it (once before to `warm_up`), and pass on what comes of it."""
     path = Path(path)
     pixels, notes = read_image(path)
     if noted and notes:

@@ -28,7 +28,7 @@ from utils.data.reconstructions import ImageFile
 from utils.evaluation.curve import Point
 from utils.evaluation.evaluation import Record
 from utils.evaluation.report_page import render_page
-from utils.evaluation.report_pictures import Curve, colour_map
+from utils.evaluation.report_pictures import DrawnCurve, colour_map
 from utils.files import atomic_write, require_writable
 from utils.tables import format_number
 from utils.text import printable
@@ -57,7 +57,7 @@ class ReportFolder:
         self.watchers[point.label] = PointWatcher(self.folder, self.places, len(self.watchers) + 1, {})
         return self.watchers[point.label]
 
-    def write(self, curve: dict[str, Any], published: Sequence[Curve] = ()) -> None:
+    def write(self, curve: dict[str, Any], published: Sequence[DrawnCurve] = ()) -> None:
         """Write maps and page for `curve`, see utils/evaluation/results.py. Raises UserError where that is
         impossible."""
         try:
@@ -133,7 +133,7 @@ def describe_record(record: Record) -> str:
 
 
 def describe_map(record: Record, bits: np.ndarray) -> str:
-    """What a map adds up to."""
+    """What a map of bits (h, w) adds up to, in words."""
     height, width = (STRIDE_Y * positions for positions in bits.shape)
     padded = (height, width) != (record["height"], record["width"])
     frame = f" Dashed: the image in its padding to {width} × {height}." if padded else ""

@@ -12,7 +12,7 @@ from typing import Any
 from models import STRIDE_Y
 from utils.evaluation.curve import checkpoint_stem
 from utils.evaluation.evaluation import Record
-from utils.evaluation.report_pictures import COLOURS, Curve, rd_plot
+from utils.evaluation.report_pictures import COLOURS, DrawnCurve, rd_plot
 from utils.evaluation.tables import ESTIMATED, REAL, Column
 from utils.tables import format_number
 
@@ -20,7 +20,7 @@ TEMPLATES = Path(__file__).parents[2] / "assets" / "report"
 DISTORTIONS = {"PSNR (dB)": "psnr", "MS-SSIM (dB)": "ms_ssim_db"}
 
 
-def render_page(curve: dict[str, Any], images: Sequence[dict[str, Any]], published: Sequence[Curve] = ()) -> str:
+def render_page(curve: dict[str, Any], images: Sequence[dict[str, Any]], published: Sequence[DrawnCurve] = ()) -> str:
     """The page of a curve (see utils/evaluation/results.py).
 
     Args:
@@ -63,7 +63,7 @@ def columns_of(points: Sequence[dict[str, Any]]) -> list[Column]:
 # ---- plots ---------------------------------------------------------------------------------------------------------
 
 
-def render_plots(points: Sequence[dict[str, Any]], published: Sequence[Curve]) -> str:
+def render_plots(points: Sequence[dict[str, Any]], published: Sequence[DrawnCurve]) -> str:
     """A plot for each measure of distortion that the points have; published curves are of PSNR."""
     plots = [
         rd_plot(measured_curves(points, key) + (list(published) if key == "psnr" else []), unit)
@@ -72,7 +72,7 @@ def render_plots(points: Sequence[dict[str, Any]], published: Sequence[Curve]) -
     return "\n".join(f"<div>{plot}</div>" for plot in plots if plot)
 
 
-def measured_curves(points: Sequence[dict[str, Any]], key: str) -> list[Curve]:
+def measured_curves(points: Sequence[dict[str, Any]], key: str) -> list[DrawnCurve]:
     """A curve a model; checkpoints of several qualities have one each."""
     curves: dict[tuple[str, str], list[tuple[float, float, str]]] = {}
     for point in points:
@@ -80,7 +80,9 @@ def measured_curves(points: Sequence[dict[str, Any]], key: str) -> list[Curve]:
         if average[key] is not None and average[key] != float("inf"):
             group = (point["model"], "" if point["quality"] is None else point["checkpoint"])
             curves.setdefault(group, []).append((average["bpp"], average[key], point["label"]))
-    return [Curve(checkpoint_stem(Path(file)) if file else model, found) for (model, file), found in curves.items()]
+    return [
+        DrawnCurve(checkpoint_stem(Path(file)) if file else model, found) for (model, file), found in curves.items()
+    ]
 
 
 # ---- tables --------------------------------------------------------------------------------------------------------

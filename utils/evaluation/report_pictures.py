@@ -19,7 +19,7 @@ MARKERS = ("M-5,0a5,5 0 1,0 10,0a5,5 0 1,0 -10,0z", "M-4,-4h8v8h-8z", "M0,-6L6,5
 
 
 @dataclass(frozen=True)
-class Curve:
+class DrawnCurve:
     """Points (bits per pixel, distortion in dB, label) in order of rate; `published`: not measured here."""
 
     name: str
@@ -43,7 +43,7 @@ def nice_ticks(low: float, high: float, count: int = 6) -> list[float]:
     return [number * step for number in range(first, last + 1)]
 
 
-def rd_plot(curves: Sequence[Curve], unit: str) -> str:
+def rd_plot(curves: Sequence[DrawnCurve], unit: str) -> str:
     """Distortion in `unit` over rate as an SVG element, with a tooltip a point; "" where there are no points."""
     points = [point for curve in curves for point in curve.points]
     if not points:
@@ -81,7 +81,7 @@ def _draw_axes(x_ticks: Sequence[float], y_ticks: Sequence[float], unit: str) ->
     return "\n".join(parts)
 
 
-def _draw_curve(curve: Curve, index: int, x_ticks: Sequence[float], y_ticks: Sequence[float]) -> str:
+def _draw_curve(curve: DrawnCurve, index: int, x_ticks: Sequence[float], y_ticks: Sequence[float]) -> str:
     """Line, markers with tooltips, and the legend's row: name and marker in the lower right corner."""
     colour, marker = f"var(--curve-{index % COLOUR_CLASSES})", MARKERS[index % len(MARKERS)]
     places = [(_across(x, x_ticks), _down(y, y_ticks)) for x, y, _ in curve.points]

@@ -74,7 +74,7 @@ class CodecSource:
 
 
 def encode(codec: ClassicalCodec, pixels: np.ndarray, setting: float) -> bytes:
-    """The file's bytes. Raises UserError for a setting that the codec cannot do."""
+    """The bytes of the file of pixels, uint8 (H, W, 3). Raises UserError for a setting that the codec does not have."""
     try:
         return codec.encode(pixels, setting)
     except (OSError, ValueError, TypeError) as error:
@@ -82,7 +82,7 @@ def encode(codec: ClassicalCodec, pixels: np.ndarray, setting: float) -> bytes:
 
 
 def closest_setting(codec: ClassicalCodec, pixels: np.ndarray, size: int) -> float:
-    """The setting whose file comes closest to `size` bytes, by halving the interval of settings."""
+    """The setting whose file of pixels, uint8 (H, W, 3), comes closest to `size` bytes, by bisection."""
     whole = isinstance(codec, PillowCodec) and codec.setting_name == "quality"
     low, high = (1.0, 100.0) if whole else (float(codec.settings[0]), float(codec.settings[-1]))
     tried: dict[float, float] = {}

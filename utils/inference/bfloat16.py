@@ -33,6 +33,6 @@ def in_bfloat16(quick: SliceCompressionModel) -> None:
 
 
 def in_autocast(transform, x: Tensor) -> Tensor:
-    """transform(x) with products in bfloat16; the result has the type of x."""
+    """transform(x) of a map (B, C, H, W), with products in bfloat16; the result has the type of x."""
     with torch.autocast(x.device.type, torch.bfloat16):
         return transform(x).to(x.dtype)

@@ -30,16 +30,16 @@ class FastBottleneck(Striped, ResidualBottleneck):
         return self.add(tokens, base, None)
 
     def overwrite(self, x: Tensor) -> Tensor:
-        """The same in the memory of x, where it has as many channels."""
+        """(B, in_channels, H, W) -> (B, out_channels, H, W), in the memory of x if both are as wide."""
         tokens = tokens_of(x)
         return self(x) if self.skip is not None else self.add(tokens, tokens, own(tokens))
 
     def add(self, tokens: Tensor, base: Tensor, out: Tensor | None) -> Tensor:
-        """base + branch(tokens), as a map."""
+        """base + branch(tokens), both (B, H, W, C), as a map (B, C, H, W)."""
         return to_map(by_rows(self.branch, tokens, halo=1, out=out, onto=(torch.add, base)))
 
     def branch(self, x: Tensor, border: Border) -> Tensor:
-        """A stripe of tokens with a row more above and below -> what is added to the stripe."""
+        """A stripe (B, r + 2, W, C), with a row more above and below -> what is added to it, (B, r, W, out)."""
         inner = F.relu_(self.conv1.convolve(x, (0, 0)))
         return self.conv3.convolve(F.relu_(self.conv2.convolve(inner, border)), (0, 0))
 

@@ -70,12 +70,12 @@ class CompiledTransforms:
             setattr(quick, name, partial(self.call, model, precision, name))
 
     def call(self, model: SliceCompressionModel, precision: str, name: str, x: Tensor) -> Tensor:
-        """`analysis` or `synthesis` of x. Raises UserError where it cannot be compiled."""
+        """`analysis` or `synthesis` of x (B, C, H, W). Raises UserError where it cannot be compiled."""
         x = x.contiguous()
         return self.get(model, precision, name, x)(x)
 
     def get(self, model: SliceCompressionModel, precision: str, name: str, x: Tensor) -> Callable[[Tensor], Tensor]:
-        """The library for inputs like x. Raises UserError where there is none and none can be made."""
+        """The library for inputs like x (B, C, H, W). Raises UserError where there is none and none can be made."""
         if model not in self.hashes:
             self.hashes[model] = weights_hash(model)
         what = (self.hashes[model], name, tuple(x.shape), precision)
@@ -128,6 +128,6 @@ class Transform(nn.Module):
         self.name, self.narrow = name, precision == "bf16"
 
     def forward(self, x: Tensor) -> Tensor:
-        """As the model's method."""
+        """(B, 3, H, W) -> (B, M, H/16, W/16) for analysis, the reverse for synthesis."""
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.narrow):
             return getattr(self.model, self.name)(x).to(x.dtype)

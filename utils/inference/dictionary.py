@@ -40,7 +40,7 @@ class FastEfficientConvolution(Striped, EfficientConvolution):
         return to_map(by_rows(self.rows, tokens_of(x), halo=1))
 
     def rows(self, x: Tensor, border: Border) -> Tensor:
-        """A stripe of tokens with a row more above and below -> the stripe."""
+        """A stripe of tokens (B, r + 2, W, C), with a row more above and below -> (B, r, W, C)."""
         hidden = F.gelu(self.in_trans.convolve(x, (0, 0)))
         return self.out_trans.convolve(F.gelu(self.dw_conv.convolve(hidden, border)), (0, 0))
 
@@ -66,7 +66,7 @@ class FastDenseScales(Striped, DenseScales):
         return to_map(by_rows(self.project, x, also=tuple(others)))
 
     def project(self, x: Tensor, border: Border, *features: Tensor) -> Tensor:
-        """Stripes of all scales -> one."""
+        """A stripe (B, r, W, C) of each scale -> one."""
         return self.proj.convolve(torch.cat([x, *features], -1), (0, 0))
 
 
@@ -125,7 +125,7 @@ class FastCrossAttention(Striped, DictionaryCrossAttention):
         return to_map(by_rows(self.answer, t, halo=1))
 
     def kept_entries(self, dictionary: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values of a dictionary; of a dictionary of an image's own they would help nobody again."""
+        """Keys and values, (1 or B, heads, n, head_dim); those of a parameter are kept, others serve only once."""
         if torch.is_grad_enabled() or torch.is_autocast_enabled(dictionary.device.type):
             return self.entries(dictionary)
         kept = self.kept

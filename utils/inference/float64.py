@@ -69,7 +69,7 @@ class MatrixConvolution(StripedConvolution):
         return self.kernel_size == (1, 1) and self.groups == 1
 
     def convolve(self, rows: Tensor, border: Border, kernels: Tensor | None = None) -> Tensor:
-        """As in StripedLayer."""
+        """Tokens (B, r, W, in) and `border` rows of zeros -> (B, rows, W, out), as in StripedLayer."""
         if self.pointwise:
             return products.linear(rows, self.weight, self.bias)
         if self.tiled:

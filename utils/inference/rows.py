@@ -55,7 +55,7 @@ def to_map(x: Tensor) -> Tensor:
 
 
 def cut(x: Tensor, rows: int, unit: int = 1, times: int = 1) -> list[tuple[int, int]]:
-    """First and last row (exclusive) of stripes of `rows` rows, each a multiple of `unit` rows; x is what they read.
+    """First and last row (exclusive) of stripes of `rows` rows, in multiples of `unit`; they read x (B, H, W, C).
 
     Stripes are about equally high, and `times` as large as usual.
     """
@@ -109,17 +109,17 @@ def by_rows(
 
 
 def inside(x: Tensor, halo: int, border: Border) -> Tensor:
-    """The stripe without the rows around it, of which the map lacks `border`."""
+    """A stripe (B, rows, W, C) without its `halo` above and below, of which the map lacks `border`: (B, r, W, C)."""
     return x[:, halo - border[0] : x.shape[1] - (halo - border[1])]
 
 
 def own(x: Tensor) -> Tensor | None:
-    """x as `out` of `by_rows` for a tensor that nobody else needs; None where autograd does."""
+    """Tokens x (B, H, W, C), which nobody else needs, as `out` of `by_rows`; None while gradients are recorded."""
     return None if torch.is_grad_enabled() else x
 
 
 def put(out: Tensor | None, result: Tensor, rows: int, top: int, bottom: int) -> Tensor:
-    """`result` as rows top..bottom of `out`, which is made when it is not there and result is not all of it."""
+    """Put `result` (B, bottom - top, W, C) into `out` (B, rows, W, C), which is made if needed, and return that."""
     if out is None and bottom - top == rows:
         return result
     if out is None:

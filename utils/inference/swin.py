@@ -127,18 +127,18 @@ class FastSwinLayer(Striped, ScaledSwinLayer):
         return to_map(self.feed(self.msa.in_windows(self.attend, tokens, partial(add_scaled, self.res_scale_1.scale))))
 
     def overwrite(self, x: Tensor) -> Tensor:
-        """The same in the memory of x."""
+        """(B, C, H, W) -> (B, C, H, W), in the memory of x."""
         tokens = tokens_of(x)
         sum_up = partial(add_scaled, self.res_scale_1.scale)
         return to_map(self.feed(self.msa.in_windows(self.attend, tokens, sum_up, own(tokens))))
 
     def feed(self, x: Tensor) -> Tensor:
-        """The second sum, in the memory of tokens x."""
+        """The second sum of tokens x (B, H, W, C), in their memory."""
         onto = (partial(add_scaled, self.res_scale_2.scale), x)
         return by_rows(lambda rows, border: self.mlp.feed(self.ln2(rows), border), x, halo=1, out=own(x), onto=onto)
 
     def attend(self, x: Tensor, biases: Biases) -> Tensor:
-        """Rows of windows -> the branch of the first sum."""
+        """Rows of windows (B, r, W, C) -> the branch of the first sum, of the same shape."""
         return self.msa.attend_rows(self.ln1(x), biases)
 
 
@@ -183,6 +183,6 @@ class FastPlainSwinBlock(Striped, PlainSwinBlock):
         return to_map(self.msa.in_windows(self.rows, tokens_of(x)))
 
     def rows(self, x: Tensor, biases: Biases) -> Tensor:
-        """Rows of windows -> the same."""
+        """Rows of windows (B, r, W, C) -> (B, r, W, C)."""
         x = x + self.msa.attend_rows(self.ln1(x), biases)
         return x + self.mlp(self.ln2(x))

@@ -41,7 +41,7 @@ def in_threads(loop: Callable[..., None], count: int, values: int, *arguments: A
 
 
 def flat(x: Tensor) -> np.ndarray:
-    """All values of x in a row, for the loops; they share x's memory if it is contiguous.
+    """All n values of x, of any shape, as (n,) for the loops; they share its memory if it is contiguous.
 
     Raises RuntimeError where gradients of x are recorded: the loops have none.
     """

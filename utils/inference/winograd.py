@@ -77,12 +77,12 @@ def transform_kernels(weight: Tensor) -> Tensor:
 
 
 def transformed(weight: Tensor) -> bool:
-    """Whether a layer's weight consists of transformed kernels."""
+    """Whether a layer's weight consists of transformed kernels (36, in, out)."""
     return weight.dim() == 3 and len(weight) == TILE**2
 
 
 def size_of_kernels(weight: Tensor) -> int:
-    """Bytes that a layer's transformed kernels take beside its weight, 0 where they are its weight."""
+    """Bytes that the transformed kernels of a weight (out, in, 3, 3) take beside it; 0 where they are the weight."""
     return 0 if transformed(weight) else TILE**2 * weight.nbytes // KERNEL**2
 
 
@@ -94,7 +94,7 @@ def workspace(model: nn.Module) -> int:
 
 
 def pays(x: Tensor, *layers: nn.Module) -> bool:
-    """Whether convolutions of x, a map or its tokens, are faster this way.
+    """Whether convolutions of x, a map (B, C, H, W) or its tokens (B, H, W, C), are faster this way.
 
     They are on CPUs, without gradients, in float64 and, from some width on, in float32.
     """

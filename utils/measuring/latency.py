@@ -128,7 +128,7 @@ def measure_latency(
 ) -> dict[str, Any]:
     """Medians in milliseconds: {"total", "encode", "decode", "coding": {direction: ...}, "parts": {direction: ...}}.
 
-    The codec's arithmetic should be "fp32", as the papers measure.
+    x (1, 3, H, W) in [0, 1]; the codec's arithmetic should be "fp32", as the papers measure.
     """
     whole = median([time_once(codec, x, quality, clock, parts=False) for _ in range(warm_up + runs)][warm_up:])
     parts = median([time_once(codec, x, quality, clock, parts=True) for _ in range(runs)])

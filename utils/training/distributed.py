@@ -158,7 +158,7 @@ def gathered(processes: Processes, items: list[Any]) -> list[Any]:
 
 
 def mean_over(processes: Processes, values: Tensor) -> Tensor:
-    """The mean of a tensor over the processes."""
+    """The mean of a tensor, of any shape, over the processes."""
     if processes.count > 1:
         distributed.all_reduce(values)
     return values / processes.count

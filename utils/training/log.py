@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import errno
 import json
-import math
 import os
 import sys
 import threading
@@ -32,7 +31,7 @@ from tqdm import tqdm
 from utils.cli import UserError
 from utils.files import atomic_write
 from utils.metrics import psnr_of_mse
-from utils.text import printable
+from utils.text import printable, to_json
 
 LOG_NAME, TENSORBOARD_NAME = "log.jsonl", "tensorboard"
 
@@ -90,7 +89,7 @@ class TrainLog:
 
     def event(self, kind: str, step: int, values: dict[str, Any]) -> None:
         """Write one event to the file and its scalars to TensorBoard."""
-        line = json.dumps(_standard({"event": kind, "step": step, **values}), allow_nan=False)
+        line = to_json({"event": kind, "step": step, **values}, indent=None)
         self._keep("file", LOG_NAME, lambda: self.file.write(line))
         self._keep("board", TENSORBOARD_NAME, lambda: self._to_board(kind, values, step))
 
@@ -188,15 +187,6 @@ class LineFile:
 
     def close(self) -> None:
         self.file.close()
-
-
-def _standard(value: Any) -> Any:
-    """The value as JSON can have it: null for what is no finite number."""
-    if isinstance(value, dict):
-        return {key: _standard(part) for key, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [_standard(part) for part in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def forget_after(path: Path, step: int, validated: int) -> None:

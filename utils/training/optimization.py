@@ -114,7 +114,7 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 
 def clip_gradient(parameters: list[nn.Parameter], most: float) -> Tensor:
-    """The norm of all gradients together; they are scaled down to `most` if that is above 0 and they are larger."""
+    """The norm of all gradients together, a scalar; they are scaled down to `most` if that is positive and exceeded."""
     norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
     if most > 0:
         nn.utils.clip_grads_with_norm_(parameters, most, norm)

@@ -49,7 +49,7 @@ class Soap(torch.optim.Optimizer):
                     p.add_(from_matrices(rotate(change, state["bases"], back=True), p.shape))
 
     def adam_state(self, p: Tensor, like: Tensor) -> dict[str, Any]:
-        """Adam's state of a parameter, fresh where there is none; its averages have the shape of `like`."""
+        """Adam's state of a parameter, fresh where there is none; its averages are like `like`, of any shape."""
         state = self.state[p]
         if not state:
             state["step"] = torch.zeros((), dtype=torch.float32)
@@ -57,7 +57,7 @@ class Soap(torch.optim.Optimizer):
         return state
 
     def rotated(self, index: int, p: Tensor, group: dict[str, Any]) -> tuple[Tensor, Tensor, dict[str, Any]]:
-        """A place for the change of parameter `index`, its gradient in the basis of today, and its state."""
+        """Zeros for the change of parameter `index`, its gradient in today's basis, both (k, a, b), and its state."""
         gradient = as_matrices(p.grad)
         state = self.adam_state(p, gradient)
         step = int(state["step"])
@@ -92,12 +92,12 @@ def as_matrices(weight: Tensor) -> Tensor:
 
 
 def from_matrices(matrices: Tensor, shape: torch.Size) -> Tensor:
-    """The inverse of `as_matrices`."""
+    """The inverse of `as_matrices`: (kernel positions, a, b) -> a weight of `shape`."""
     return matrices.permute(1, 2, 0).reshape(shape)
 
 
 def axes_of(gradient: Tensor, group: dict[str, Any]) -> list[tuple[int, bool]]:
-    """The three axes, each with whether it is rotated."""
+    """The three axes of a gradient (k, a, b), each with whether it is rotated."""
     return [(axis, 1 < side <= group["largest"]) for axis, side in enumerate(gradient.shape)]
 
 

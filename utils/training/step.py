@@ -90,7 +90,7 @@ def local_gradients(network: nn.Module, wanted: bool) -> AbstractContextManager:
 def run_within_memory(
     state: RunState, network: nn.Module, pixels: Tensor, quality: Tensor, recipe: Recipe
 ) -> dict[str, Tensor]:
-    """`run_pass`, with a full GPU as a UserError."""
+    """`run_pass` of uint8 (B, P, P, 3) and quality (B,); raises UserError where the GPU's memory does not suffice."""
     try:
         return run_pass(state, network, pixels, quality, recipe)
     except torch.OutOfMemoryError as error:
@@ -118,7 +118,7 @@ def transforms_in(precision: str, device: torch.device) -> AbstractContextManage
 
 
 def shared_means(parts: dict[str, Tensor], processes: Processes) -> dict[str, Any]:
-    """Means over the processes as floats and lists of floats, brought to the CPU together: the GPU waits once."""
+    """Means over the processes, of scalars as floats and of (n,) as lists; the GPU has to be waited for once."""
     flat = torch.cat([part.reshape(-1).double() for part in parts.values()])
     numbers = iter(mean_over(processes, flat).tolist())
     return {
