@@ -8,9 +8,9 @@
     y_hat ->[synthesis]-> x_hat
 
 "Channel-wise Autoregressive Entropy Models for Learned Image Compression" (Minnen and Singh, ICIP 2020,
-arXiv:2007.08739), as DCAE, TCM and ICWEM use it. A model is its transforms plus two hooks, `hyper_synthesis` and
-`slice_support`. Where the latent is not g_a's output alone, it has `analysis` and `synthesis` of its own; where a slice
-is coded in several passes, `code_slice` and `join`; where there is side information beside z, the `*_hyper` methods.
+arXiv:2007.08739), as DCAE, TCM and ICWEM use it. A model consists of its transforms and two hooks, `hyper_synthesis`
+and `slice_support`. It overrides `analysis` and `synthesis` if there is more to them than g_a and g_s, `code_slice` and
+`join` if a slice is coded in several passes, and the `*_hyper` methods if there is side information beside z.
 
 Frozen names: `g_a`, `g_s` analysis and synthesis transform; `h_a` hyper-analysis; `cc_*_transforms` the networks of the
 slices' means and scales; `lrp_transforms` latent residual prediction.
@@ -40,19 +40,19 @@ from utils.entropy_coding.rans import Decoder, Encoder
 
 
 class SliceCompressionModel(CompressionModel, ABC):
-    """What all models share. Subclasses build the modules named above with the help of the `build_*` methods.
+    """What all models share. Subclasses build the modules named above, and both entropy models.
 
-    M: channels of y; hyper_channels: of z; slices: into how many y is cut, or the channels of each; windows: window
-    sides of the transforms and of the hyper-prior; variable_rate: one model for every quality, by gain units;
-    lambda_range: the trade-offs of quality 1 and quality 100.
+    M, hyper_channels: channels of y and of z; slices: the number of slices of y, or the channels of each; windows:
+    window sides in the transforms and in the hyper-prior; variable_rate: one model for every quality, by gain units;
+    lambda_range: the trade-offs at quality 1 and at quality 100. Raises ValueError where y cannot be cut like that.
     """
 
     model_name: str
     config: dict[str, Any]  # the constructor's arguments, as build_model records them for checkpoints
     trained_for: tuple[str, float] | None = None  # metric and lambda of a model of one rate, where that is known
-    fixed: tuple[str, ...] = ()  # arguments of the class above that it sets itself
+    fixed: tuple[str, ...] = ()  # arguments of the parent class that it sets itself
     transform_names: tuple[str, ...] = ("g_a", "g_s")  # what analysis and synthesis consist of
-    hyper_names: tuple[str, ...] = ("h_a",)  # what makes z; neither is on the path from z_hat to the scales
+    hyper_names: tuple[str, ...] = ("h_a",)  # what makes z; a decoder needs none of them
 
     def __init__(
         self,
@@ -69,7 +69,7 @@ class SliceCompressionModel(CompressionModel, ABC):
             raise ValueError(f"M = {M} channels do not divide into slices of {self.slice_sizes}")
         self.channels_before = [sum(self.slice_sizes[:i]) for i in range(len(self.slice_sizes))]  # of earlier slices
         self.M, self.hyper_channels, self.slices = M, hyper_channels, len(self.slice_sizes)
-        # A map is a whole number of windows: 16 to y times the window, 32 to h_a's attention times its window.
+        # Every map has to be a whole number of windows: g_a's last is 1/16 of a side, h_a's first 1/32.
         self.size_multiple = max(STRIDE_Y * windows[0], STRIDE_Z // 2 * windows[1], STRIDE_Z)
         self.variable_rate, self.lambda_range = variable_rate, tuple(lambda_range)
         if variable_rate:
@@ -123,11 +123,11 @@ class SliceCompressionModel(CompressionModel, ABC):
         return y_hat_i + self.latent_residual(i, mean_support, y_hat_i)
 
     def latent_residual(self, i: int, support: Tensor, y_hat_i: Tensor) -> Tensor:
-        """What the decoder adds to slice i (B, slice_sizes[i], h, w): less than half a step."""
+        """The correction (B, slice_sizes[i], h, w) that the decoder adds to slice i: less than half a step."""
         return 0.5 * torch.tanh(self.lrp_transforms[i](torch.cat([support, y_hat_i], 1)))
 
     def join(self, parts: list[Tensor]) -> Tensor:
-        """What a coder kept at each call, as one map like y (B, M, h, w)."""
+        """What a coder kept at each call, joined to one map like y (B, M, h, w)."""
         return torch.cat(parts, 1)
 
     # ---- training and rate estimation ------------------------------------------------------------------------------
@@ -135,9 +135,9 @@ class SliceCompressionModel(CompressionModel, ABC):
     def forward(self, x: Tensor, quality: Tensor | float | None = None) -> dict[str, Any]:
         """Images (B, 3, H, W) in [0, 1] -> {"x_hat", "likelihoods": {"y", "z"}, "para": {"means", "scales", "y"}}.
 
-        x_hat (B, 3, H, W) is not clamped. Sides that are no multiples of `size_multiple` are padded with zeros and
-        x_hat is cropped; the likelihoods cover the padded image. Noise replaces rounding in the likelihoods while
-        training. `quality` (1..100, one for all or (B,)) is required by variable-rate models and refused by others.
+        x_hat (B, 3, H, W) is not clamped. Images are padded with zeros to multiples of `size_multiple`, and x_hat is
+        cropped; the likelihoods cover the padded image. While training, noise replaces rounding in the likelihoods.
+        `quality` (1..100, one number or (B,)) is required by variable-rate models and refused by others.
         """
         pad, unpad = compute_padding(*x.shape[-2:], min_div=self.size_multiple)
         y = self.to_latent(F.pad(x, pad), quality)
@@ -165,13 +165,13 @@ class SliceCompressionModel(CompressionModel, ABC):
         return self.synthesis(self.gain.inverse(y_hat, levels) if self.variable_rate else y_hat)
 
     # ---- strings ---------------------------------------------------------------------------------------------------
-    # `path` is the model whose slice loop decides what the entropy coder does: the engine's float64 copy, or this one.
+    # `path` is the model whose slice loop the entropy coder relies on: this one, or the engine's float64 copy.
 
     @torch.no_grad()
     def compress(self, x: Tensor, quality: float | None = None) -> dict[str, Any]:
         """Images (B, 3, H, W) in [0, 1] -> {"strings": [y strings, z strings], "shape": z's (h, w), "checks"}.
 
-        One string and one 16-bit check of the symbols an image. Raises ValueError where the latent is not finite.
+        Each image has a string of y, one of z and a 16-bit check. Raises ValueError where the latent is not finite.
         """
         pad, _ = compute_padding(*x.shape[-2:], min_div=self.size_multiple)
         return self.compress_latent(self.to_latent(F.pad(x, pad), quality))
@@ -180,9 +180,9 @@ class SliceCompressionModel(CompressionModel, ABC):
     def compress_latent(
         self, y: Tensor, path: SliceCompressionModel | None = None, z_from: Tensor | None = None
     ) -> dict[str, Any]:
-        """The second half of `compress`, from y (B, M, h, w) after any gain; also "y_hat", as it will be decoded.
+        """The second half of `compress`, from y (B, M, h, w) after any gain; adds "y_hat", as it will be decoded.
 
-        z_from: the latent that z is made of, where that is another one.
+        z_from: the latent that z is made of, where it is not y.
         """
         path = path or self
         checks = [SymbolCheck() for _ in y]  # one an image, of y and z together
@@ -209,7 +209,7 @@ class SliceCompressionModel(CompressionModel, ABC):
         """The inverse of `compress`: {"x_hat": (B, 3, 64h, 64w) clamped to [0, 1], "checks"}, cropped to `size`.
 
         Raises DesynchronisedError (utils/entropy_coding/rans.py) where the strings do not end as they must: they are
-        damaged, belong to another model, or this machine's sums differ from the encoder's.
+        damaged or belong to another model, or sums on this machine differ from the encoder's.
         """
         y_hat, checks = self.decompress_latent(strings, shape)
         x_hat = self.to_image(y_hat, quality).clamp(0, 1)
@@ -254,5 +254,5 @@ class SliceCompressionModel(CompressionModel, ABC):
         return super().update(published_scale_table() if scale_table is None else scale_table, force, update_quantiles)
 
     def entropy_models(self) -> list[EntropyModel]:
-        """All that has entropy tables."""
+        """All modules with entropy tables."""
         return [module for module in self.modules() if isinstance(module, EntropyModel)]

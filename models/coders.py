@@ -1,4 +1,4 @@
-"""What happens to a slice once its distribution is known: all in which training, encoding and decoding differ.
+"""What happens to a slice once its distribution is known: the only step in which training and coding differ.
 
 A coder is called once a slice, in order, with y_i (None when decoding), mu_i and sigma_i, all (B, C, h, w), and returns
 the quantised slice y_hat_i = round(y_i - mu_i) + mu_i. sigma_i is the raw network output; the lower bound of the
@@ -66,10 +66,10 @@ class DecodingCoder:
 def put_symbols(encoders: list[Encoder], values: Tensor, indexes: Tensor, tables: Tables) -> None:
     """Append integer-valued `values` (B, C, h, w) to one encoder an image, row-major (C, h, w), under `indexes`.
 
-    Raises ValueError where a value is no number or does not fit 31 bits, which only broken weights produce.
+    Raises ValueError where a value is not finite or does not fit 31 bits, which only broken weights produce.
     """
     symbols, rows = to_host(values.nan_to_num(nan=BOUND).clamp_(-BOUND, BOUND).to(torch.int32), indexes)
-    if np.abs(symbols).max(initial=0) == BOUND:  # found here, as a GPU would have to be waited for once more
+    if np.abs(symbols).max(initial=0) == BOUND:  # checked here: on a GPU it would be one more wait
         raise ValueError("the latent is not finite or too large to code: are these the right weights?")
     for encoder, image, row in zip(encoders, symbols, rows):
         encoder.put(image.ravel(), row.ravel(), tables)
@@ -91,7 +91,7 @@ def encode_under(prior: EntropyBottleneck, z: Tensor, encoders: list[Encoder]) -
 
 
 def decode_under(prior: EntropyBottleneck, shape: Sequence[int], decoders: list[Decoder]) -> Tensor:
-    """The inverse, for maps of `shape` (h, w): z_hat (B, C, h, w)."""
+    """The inverse of `encode_under` for maps of `shape` (h, w): z_hat (B, C, h, w)."""
     medians = prior.medians()
     indexes = prior._build_indexes((len(decoders), prior.channels, *shape))  # the table of a symbol is its channel
     return get_symbols(decoders, indexes, prior.tables()).to(medians) + medians

@@ -26,7 +26,7 @@ from models.layers.entropy_models import EntropyBottleneck, GaussianConditional
 
 
 class Dictionary(nn.Module):
-    """Gives a slice model the dictionary and what asks it."""
+    """Gives a slice model the dictionary and the cross-attentions that look it up."""
 
     has_dictionary = False
 
@@ -35,8 +35,8 @@ class Dictionary(nn.Module):
     ) -> None:
         """Make `dt` and `dt_cross_attention`; `query_channels[i]` is the width of the query of slice i.
 
-        entries: 0 leaves out the dictionary (the paper's baseline); heads, head_dim: of the cross-attention, whose
-        widths make that of the dictionary; msfa: stacked convolutions m of the multi-scale aggregation, 0 for none.
+        entries: 0 leaves out the dictionary (the paper's baseline); heads, head_dim: of the cross-attention, heads *
+        head_dim is the dictionary's width; msfa: stacked convolutions m of the multi-scale aggregation, 0 for none.
         """
         self.has_dictionary = entries > 0
         if self.has_dictionary:
@@ -54,8 +54,8 @@ class DictionaryModel(Dictionary, SliceCompressionModel):
     N, M: channels of z and y; slices: into how many y is cut, or the channels of each; window, hyper_window: sides of
     the attention windows in the transforms and in the hyper-prior; hidden: widths inside the networks of the slices;
     dictionary_*, msfa: see `Dictionary`; feature_channels, answer_channels: of the latent scales and means each, and of
-    the dictionary's answers (None: M); variable_rate: adds gain units; lambda_range: trade-offs of quality 1 and 100.
-    What stands behind the asterisk subclasses pass on.
+    the dictionary's answers (None: M); variable_rate: adds gain units; lambda_range: trade-offs at quality 1 and 100.
+    Subclasses pass on the arguments behind the asterisk.
     """
 
     def __init__(
@@ -84,11 +84,11 @@ class DictionaryModel(Dictionary, SliceCompressionModel):
         self.of_hyper_prior, self.hidden = (hyper_head_dim, hyper_window), hidden
 
     def build_queries(self) -> None:
-        """The dictionary, or what else the slices ask."""
+        """The dictionary, or whatever else the slices attend to."""
         self.build_dictionary(self.query_channels, *self.of_dictionary)
 
     def build_entropy_model(self) -> None:
-        """All behind y but what the slices ask: h_a, the hyper-synthesis, networks of the slices, priors."""
+        """Everything after y except the dictionary: h_a, the hyper-synthesis, the slices' networks, the priors."""
         N, M, (head_dim, window) = self.hyper_channels, self.M, self.of_hyper_prior
         self.h_a = SliceTransform(Down(M, N), SwinStage(N, head_dim, window, 1), conv(N, N, 3, 2, exact=True))
         self.h_z_s1, self.h_z_s2 = (  # z_hat (B, N, h/4, w/4) -> (B, feature_channels, h, w)

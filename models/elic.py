@@ -64,7 +64,7 @@ class ELIC(Dictionary, SliceCompressionModel):
         return [2 * self.hyper_channels + c for c in self.channels_before]
 
     def build_contexts(self, support_channels: Sequence[int], hidden: Sequence[int], least: int) -> None:
-        """Channel contexts of the slices but the first, spatial contexts, and what makes parameters of both."""
+        """Channel contexts of all slices but the first, spatial contexts, and the networks that join them."""
         sizes = list(zip(self.slice_sizes, self.channels_before, support_channels))
         self.channel_context = nn.ModuleList(channel_context(b, hidden, 2 * c) for c, b, _ in sizes[1:])
         self.spatial_context = nn.ModuleList(CheckerboardConvolution(c, 2 * c, 5) for c, _, _ in sizes)
@@ -93,7 +93,7 @@ class ELIC(Dictionary, SliceCompressionModel):
         return y_hat_i + self.latent_residual(i, support, y_hat_i) if self.has_dictionary else y_hat_i
 
     def code_half(self, i: int, parity: int, y_i: Tensor | None, context: Tensor, support: Tensor, coder) -> Tensor:
-        """y_hat at the positions of one colour, (B, groups[i], h, w / 2); the parameters leave autocast."""
+        """y_hat at the positions of one colour, (B, groups[i], h, w / 2); never under autocast."""
         known = half(torch.cat([context, support], 1), parity)
         with torch.autocast(known.device.type, enabled=False):
             sigma, mu = self.param_aggregation[i](known.to(self.dtype)).chunk(2, 1)

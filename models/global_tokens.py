@@ -30,7 +30,7 @@ from utils.entropy_coding.rans import Decoder, Encoder
 
 
 class TokenEncoder(nn.Module):
-    """Learned queries look over the whole of y: cross-attention with several heads, then a linear layer."""
+    """Learned queries attend to all of y: multi-head cross-attention, then a linear layer."""
 
     def __init__(self, in_channels: int, out_channels: int, width: int, heads: int, tokens: int) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ class TokenEncoder(nn.Module):
 
 
 class TokenDecoder(nn.Module):
-    """The prior of the tokens, and what makes a dictionary of them."""
+    """The prior of the tokens, and the layer that turns them into a dictionary."""
 
     def __init__(self, in_channels: int, width: int) -> None:
         super().__init__()
@@ -64,7 +64,7 @@ class TokenDecoder(nn.Module):
 
 @register_model("dcae-global-tokens")
 class GlobalTokenModel(DCAE):
-    """tokens: how many, of N channels each; all others as in DCAE."""
+    """tokens: their number, of N channels each; the other arguments as in DCAE."""
 
     model_name = "dcae-global-tokens"
     hyper_names = ("h_a", "token_encoder")
@@ -74,7 +74,7 @@ class GlobalTokenModel(DCAE):
         super().__init__(dictionary_entries=tokens, msfa=0, **dcae)
 
     def build_queries(self) -> None:
-        """What makes tokens, a dictionary of them, and answers of that."""
+        """The networks from y to tokens, from these to a dictionary, and the cross-attentions that look it up."""
         answers, self.tokens, heads, head_dim, msfa = self.of_dictionary
         self.token_encoder = TokenEncoder(self.M, self.hyper_channels, heads * head_dim, heads, self.tokens)
         self.token_decoder = TokenDecoder(self.hyper_channels, heads * head_dim)

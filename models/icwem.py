@@ -15,14 +15,13 @@ import torch
 from compressai.registry import register_model
 from torch import Tensor
 
-from models.configuration import record
 from models.layers.invertible import EnhancementPair, InvertibleNetwork
 from models.tcm import TCM
 
 
 @register_model("icwem")
 class ICWEM(TCM):
-    """Defaults are the thesis' model. The networks on pixels, of 8 bits, leave autocast.
+    """Defaults are the thesis' model. Networks on (8-bit) pixels do not run under autocast.
 
     enhancement_width, growth: widths of the enhancement networks and of the layers in their dense blocks; the others
     are TCM's.
@@ -31,7 +30,6 @@ class ICWEM(TCM):
     model_name = "icwem"
     transform_names = ("g_a", "g_s", "enh", "inv")
 
-    @record
     def __init__(self, enhancement_width: int = 64, growth: int = 32, **arguments: Any) -> None:
         self.enhancement_sizes = enhancement_width, growth  # first: what is called next builds the networks
         super().__init__(**arguments)

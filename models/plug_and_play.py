@@ -3,7 +3,7 @@
     x ->[TCM's or ELIC's g_a]-> y -> the dictionary entropy model (models/dictionary.py) -> y_hat ->[their g_s]-> x_hat
 
 The hyper-prior belongs to the entropy model and is DCAE's. ("ELIC+ours", ELIC's spatial-channel context with the
-dictionary added, is in models/elic.py. The table's third autoencoder, FTIC's, is left out: no library has it.)
+dictionary added, is in models/elic.py. FTIC's autoencoder, the third in the table, is in no library and left out.)
 """
 
 from __future__ import annotations

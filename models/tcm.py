@@ -38,8 +38,8 @@ from models.layers.entropy_models import EntropyBottleneck, GaussianConditional
 class StridedPoints(nn.Conv2d):
     """A 1x1 convolution of every `stride`-th position.
 
-    torch computes the same, but oneDNN 3.13 writes past the end of the gradient of such a layer's weights where fewer
-    than 16 channels, those of an image for example, lie side by side in memory.
+    The same as torch's strided one, for which oneDNN 3.13 writes past the end of the weight's gradient where fewer than
+    16 channels, those of an image for example, lie side by side in memory.
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:

@@ -141,7 +141,7 @@ class ConvolutionalGLU(nn.Module):
 class ScaledSwinLayer(nn.Module):
     """DCAE's Transformer layer: x = s1 * x + attention(LN x), then x = s2 * x + gated unit(LN x).
 
-    drop_path: how often training leaves out a branch (stochastic depth, Huang et al., ECCV 2016), in [0, 1).
+    drop_path: the share of images, in [0, 1), for which training skips a branch (Huang et al., ECCV 2016).
     """
 
     def __init__(self, channels: int, head_dim: int, window: int, shifted: bool, drop_path: float = 0.0) -> None:
@@ -171,14 +171,11 @@ class SwinStage(nn.Module):
 
     def __init__(self, channels: int, head_dim: int, window: int, depth: int, drop_path: float = 0.0) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(
-            ScaledSwinLayer(channels, head_dim, window, bool(j % 2), drop_path) for j in range(depth)
+        self.layers = nn.Sequential(
+            *(ScaledSwinLayer(channels, head_dim, window, bool(j % 2), drop_path) for j in range(depth))
         )
         self.conv = conv(channels, channels, 3)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
-        out = x
-        for layer in self.layers:
-            out = layer(out)
-        return x + self.conv(out)
+        return x + self.conv(self.layers(x))

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 
 def conv(in_channels: int, out_channels: int, kernel: int = 3, stride: int = 1, exact: bool = False) -> nn.Conv2d:
-    """Convolution to (B, out_channels, H / stride, W / stride); `exact` ones leave autocast."""
+    """Convolution to (B, out_channels, H / stride, W / stride); `exact`: in full precision even under autocast."""
     kind = ExactConvolution if exact else nn.Conv2d
     return kind(in_channels, out_channels, kernel, stride, padding=kernel // 2)
 
@@ -26,10 +26,10 @@ def deconv(in_channels: int, out_channels: int, kernel: int = 5, stride: int = 2
 
 
 class ExactConvolution(nn.Conv2d):
-    """A convolution that leaves autocast.
+    """A convolution that computes in full precision under autocast, too.
 
-    It reads pixels, whose 8 bits bfloat16 would round (that costs 0.2 % of the rate), or makes what is quantised next
-    or decides how that is coded.
+    For those that read pixels, whose 8 bits bfloat16 would round (which costs 0.2 % of the rate), and for those whose
+    result is quantised next or decides how that is coded.
     """
 
     def forward(self, x: Tensor) -> Tensor:

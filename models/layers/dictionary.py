@@ -1,4 +1,4 @@
-"""Dictionary cross-attention: partial knowledge of a place in the image asks a learned dictionary for the rest.
+"""Dictionary cross-attention: what is known about a place in the image queries a learned dictionary for the rest.
 
 Section 3.2, Equations 3 to 8 and Figure 3 of "Learned Image Compression with Dictionary-based Entropy Model"
 (Lu et al., CVPR 2025, arXiv:2504.00496).
@@ -6,7 +6,7 @@ Section 3.2, Equations 3 to 8 and Figure 3 of "Learned Image Compression with Di
     query map -> x_trans -> LN -> multi-scale aggregation -> LN -> Q --+-> softmax(scale * Q K^T) V
     dictionary (entries, width) -> LN -> K, V = LN(dictionary) --------'        -> linear -> gated unit -> out
 
-Frozen names: `msa` is the multi-scale feature aggregation (MSFA), no self-attention; `dense` its stack of
+Frozen names: `msa` is the multi-scale feature aggregation (MSFA), not self-attention; `dense` its stack of
 convolutions; `scale` the factors 1 / tau of Equation 8; `lnx` and `dict_ln` the norms of query and dictionary.
 """
 
@@ -54,7 +54,7 @@ class DenseScales(nn.Module):
 
 
 class SpatialAttention(nn.Module):
-    """One weight a place in (0, 1), from channel mean and maximum (CBAM, Woo et al., ECCV 2018; Equation 6)."""
+    """A weight in (0, 1) for each place, from channel mean and maximum (CBAM, Woo et al., ECCV 2018; Equation 6)."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,8 +1,8 @@
 """The two probability models: a factorized prior for z and a conditional Gaussian for y.
 
-CompressAI's ("Variational Image Compression with a Scale Hyperprior", Ballé et al., ICLR 2018, arXiv:1802.01436), with
-what files that decode anywhere need beside: tables computed in float64 on the CPU, which come out the same on every
-machine, and scale levels found in the type of the scales.
+They are CompressAI's ("Variational Image Compression with a Scale Hyperprior", Ballé et al., ICLR 2018,
+arXiv:1802.01436), with what files that decode on any machine need in addition: tables computed in float64 on the CPU,
+so that they are the same everywhere, and scale levels found in the type of the scales.
 
 `update()` turns probabilities into tables of integer frequencies for the entropy coder. Where a checkpoint brings
 tables, those are kept: they are what its files were written with.
@@ -70,7 +70,7 @@ class EntropyBottleneck(EntropyModel, compressai.entropy_models.EntropyBottlenec
     def forward(self, z: Tensor, training: bool | None = None) -> tuple[Tensor, Tensor]:
         """z (B, C, h, w) -> noisy or rounded z, and likelihoods in (0, 1]; both (B, C, h, w).
 
-        CompressAI's own forward permutes by indices on the GPU, and waits for it.
+        As CompressAI's, which permutes by indices that lie on the GPU and so has to wait for it.
         """
         noisy = self.training if training is None else training
         values = z.transpose(0, 1).flatten(1).unsqueeze(1)  # (C, 1, B * h * w)
@@ -80,18 +80,18 @@ class EntropyBottleneck(EntropyModel, compressai.entropy_models.EntropyBottlenec
         return outputs.reshape(shape).transpose(0, 1), likelihoods.reshape(shape).transpose(0, 1)
 
     def estimate(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """z (B, C, h, w), out of autocast -> z_hat rounded straight-through, and likelihoods; both (B, C, h, w)."""
+        """z (B, C, h, w) -> z_hat rounded straight-through, and likelihoods; both (B, C, h, w). Not under autocast."""
         with torch.autocast(z.device.type, enabled=False):
             z, medians = z.to(self.quantiles.dtype), self.medians()
             return quantize_ste(z - medians) + medians, self(z)[1]
 
     def medians(self) -> Tensor:
-        """(1, C, 1, 1), without gradient: the loss on the quantiles alone moves them."""
+        """(1, C, 1, 1), without gradients: only the loss of the quantiles moves them."""
         return self._get_medians().detach().reshape(1, -1, 1, 1)
 
     @torch.no_grad()
     def update(self, force: bool = False, update_quantiles: bool = False) -> bool:
-        """Fill the tables from the densities, in float64 on the CPU; say whether there was anything to do."""
+        """Fill the tables from the densities, in float64 on the CPU; return whether there was anything to do."""
         if self._offset.numel() and not force:
             return False
         if update_quantiles:
@@ -101,10 +101,7 @@ class EntropyBottleneck(EntropyModel, compressai.entropy_models.EntropyBottlenec
 
     @torch.no_grad()
     def pmfs(self) -> tuple[list[np.ndarray], np.ndarray]:
-        """For each channel the probabilities (n_i,) of the integers between the tails, and of both tails together last;
-
-        and the offsets (C,) of the first of these integers from the median.
-        """
+        """Probabilities (n_i,) of the integers between channel i's tails, then of both tails; offsets (C,) of the first."""
         low, median, high = self.quantiles[:, 0].cpu().float().unbind(1)  # float32 differences: exact on every machine
         below = torch.ceil(median - low).int().clamp(min=0)
         above = torch.ceil(high - median).int().clamp(min=0)

@@ -2,8 +2,8 @@
 
 "Asymmetric Gained Deep Image Compression with Continuous Rate Adaptation" (Cui et al., CVPR 2021, arXiv:2003.02100).
 Each channel of the latent is multiplied by a gain before quantisation and by an inverse gain after. A pair of vectors
-is learned for each of a few levels; between levels both are interpolated exponentially (Equation 7), which makes every
-rate between the trained ones available.
+is learned for each of a few levels; between levels both are interpolated exponentially (Equation 7), so that every rate
+between the trained ones is available.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ def is_quality(value: float) -> bool:
 def qualities(quality: Tensor | float | None, batch: int, variable_rate: bool) -> Tensor | None:
     """`quality` as (batch,); None for models of one rate.
 
-    Raises ValueError where it is missing, superfluous or outside 1..100; values on a GPU are not looked at, as that
-    would wait for it.
+    Raises ValueError where it is missing, not wanted or outside 1..100. Values on a GPU are not checked, as reading
+    them would mean waiting for it.
     """
     if not variable_rate:
         if quality is not None:
@@ -66,11 +66,11 @@ class GainUnit(nn.Module):
         self.log_inverse_gain = nn.Parameter(-start)
 
     def forward(self, y: Tensor, quality: Tensor) -> Tensor:
-        """y (B, C, h, w) and quality (B,) 1..100 -> y scaled for quantisation."""
+        """y (B, C, h, w) and quality (B,) in 1..100 -> y (B, C, h, w), scaled for quantisation."""
         return y * self._interpolate(self.log_gain, quality, y)
 
     def inverse(self, y_hat: Tensor, quality: Tensor) -> Tensor:
-        """y_hat (B, C, h, w) back on the scale of the synthesis transform."""
+        """y_hat (B, C, h, w) and quality (B,) -> y_hat (B, C, h, w), on the scale of the synthesis transform."""
         return y_hat * self._interpolate(self.log_inverse_gain, quality, y_hat)
 
     @staticmethod

@@ -1,8 +1,8 @@
-"""Analysis and synthesis with weights in half the width.
+"""Analysis and synthesis with weights in bfloat16.
 
-Autocast would convert every weight at each use, once a stripe; here they are converted once. What autocast leaves in
-float32 (norms, sums) stays so, as do the layers that leave it. No file depends on it: the entropy path keeps its own
-arithmetic.
+Autocast would convert every weight at each use, that is, for each stripe; here they are converted once. What autocast
+leaves in float32 (norms, sums) stays in float32, and so do exact convolutions. No file depends on it: the entropy path
+keeps its own arithmetic.
 """
 
 from __future__ import annotations

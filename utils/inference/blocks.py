@@ -1,4 +1,4 @@
-"""Residual bottlenecks in stripes of rows, in the memory of their input where nobody else needs that."""
+"""Residual bottlenecks in stripes of rows, written over their input where nothing else needs that."""
 
 from __future__ import annotations
 

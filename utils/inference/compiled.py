@@ -62,7 +62,7 @@ class CompiledTransforms:
         self.folder = folder
         self.loaded: dict[tuple, Callable[[Tensor], Tensor]] = {}
         self.hashes: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
-        logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it remarks that there is no GPU
+        logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it warns that there is no GPU
 
     def replace(self, quick: SliceCompressionModel, model: SliceCompressionModel, precision: str) -> None:
         """Let a quick copy of `model` call libraries for analysis and synthesis."""

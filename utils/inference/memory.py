@@ -68,7 +68,7 @@ def stripe_within(limit: int, held_before: int, maps: int) -> int:
 
 
 def keep_memory() -> None:
-    """Let this process keep freed memory for its next maps; not for programs under a limit, which `held` counts it in.
+    """Let this process keep freed memory for its next maps. Not for programs with a memory limit: `held` counts it.
 
     The allocator of the C library (glibc; others are left as they are) would give each large map back to the system
     and get it anew, page after page, which takes as long as a matrix product on it.

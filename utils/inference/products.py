@@ -60,13 +60,13 @@ def batched(x: Tensor, weights: Tensor, constant: bool = False) -> Tensor:
 
 
 def prepare(*dtypes: torch.dtype) -> None:
-    """Choose now what would be chosen at the first product, so that nobody's clock counts it."""
+    """Choose now what would be chosen at the first product, so that no measured time includes it."""
     for kind, dtype in product(KINDS, dtypes):
         choice(kind, dtype)
 
 
 def available(kind: str, dtype: torch.dtype) -> list[str]:
-    """The ways that there are here, torch's first."""
+    """The ways that this machine has, torch's first."""
     onednn = dtype is torch.float32 and kind != "batched once" and _has_onednn()
     numpy = dtype in DTYPES and _single_threaded_openblas()
     return ["torch", *["onednn"] * onednn, *["numpy"] * numpy]

@@ -132,26 +132,26 @@ def put(out: Tensor | None, result: Tensor, rows: int, top: int, bottom: int) ->
 
 
 class Striped(nn.Module):
-    """What the faster class of a module adds: which class it replaces, and what it has to know of its parts."""
+    """What a faster class declares: the class that it replaces, and what it relies on in the parts of a module."""
 
     plain: type[nn.Module]
-    parts: dict[str, Any] = {}  # parts that it computes by itself, and of which kinds they have to be
-    others: tuple[str, ...] = ()  # parts that it calls, whatever they are
+    parts: dict[str, Any] = {}  # parts whose work it does itself, and the classes that they must have
+    others: tuple[str, ...] = ()  # parts that it calls, of any class
 
     @classmethod
     def fits(cls, module: nn.Module) -> bool:
-        """Whether `module`, exactly of the plain class, can be computed this way. Nobody may listen to its parts."""
+        """Whether `module`, exactly of the plain class, can be computed this way: no hooks may hang on its parts."""
         return not has_hooks(module) and all(
             is_known(module.get_submodule(name) if "." in name else getattr(module, name), kinds)
             for name, kinds in cls.parts.items()
         )
 
     def prepare(self) -> None:
-        """What a module of this class needs beside what it had."""
+        """Called once a module has this class: add what it needs beyond the plain one's attributes."""
 
 
 def is_known(part: nn.Module | None, kinds: type | tuple[type, ...]) -> bool:
-    """Whether a part is exactly of a plain class, or has a faster one, and nobody listens to it."""
+    """Whether a part is exactly of a plain class, or of a faster one, and has no hooks."""
     kinds = kinds if isinstance(kinds, tuple) else (kinds,)
     quick = any(issubclass(kind, Striped) and isinstance(part, kind) for kind in kinds)
     return (quick or type(part) in kinds) and (part is None or not has_hooks(part))
@@ -209,13 +209,13 @@ class StripedLayer(Striped):
 
 
 class StripedConvolution(StripedLayer, nn.Conv2d):
-    """Convolutions with zeros around, of any stride."""
+    """Zero-padded convolutions of any stride."""
 
     plain = nn.Conv2d
 
     @classmethod
     def fits(cls, module: nn.Conv2d) -> bool:
-        """Where rows and columns are alike and nothing but zeros is around."""
+        """Where rows and columns are treated alike and the padding is of zeros."""
         alike = not isinstance(module.padding, str) and len({*module.stride}) == len({*module.padding}) == 1
         return super().fits(module) and alike and module.dilation == (1, 1) and module.padding_mode == "zeros"
 
@@ -227,7 +227,7 @@ class StripedConvolution(StripedLayer, nn.Conv2d):
 
 
 class StripedExactConvolution(StripedConvolution):
-    """The same, out of autocast."""
+    """The same in full precision, under autocast, too."""
 
     plain = ExactConvolution
 
@@ -244,7 +244,7 @@ class StripedDeconvolution(Striped, nn.ConvTranspose2d):
 
     @classmethod
     def fits(cls, module: nn.ConvTranspose2d) -> bool:
-        """Where the result is as many times as large."""
+        """Where the result is `stride` times as large."""
         (stride, across), (kernel, wide) = module.stride, module.kernel_size
         enlarging = kernel % 2 == 1 and module.padding == (kernel // 2,) * 2
         enlarging = enlarging and module.output_padding == (stride - 1,) * 2

@@ -28,7 +28,7 @@ def share_first_layers(quick: SliceCompressionModel) -> None:
 
 
 def is_usual(network: nn.Module) -> bool:
-    """Whether nobody would notice that a network's first layer is not called."""
+    """Whether a network is the usual one and has no hooks, so that its first layer need not be called as such."""
     usual = type(network) is EntropyParameters and isinstance(network[0], StripedConvolution)
     return usual and not has_hooks(network) and not has_hooks(network[0])
 

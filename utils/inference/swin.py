@@ -1,4 +1,4 @@
-"""Window attention and Swin blocks in stripes of rows, in the memory of their input where nobody else needs that."""
+"""Window attention and Swin blocks in stripes of rows, written over their input where nothing else needs that."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ class FastSwinStage(Striped, SwinStage):
     """Layers overwrite what known layers before them made."""
 
     plain = SwinStage
-    parts = {"conv": StripedLayer}
+    parts = {"conv": StripedLayer, "layers": nn.Sequential}
     others = ("layers",)
 
     @classmethod
