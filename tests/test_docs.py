@@ -7,6 +7,9 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
+
+from tests.toys import toy_image, toy_model
 
 ROOT = Path(__file__).parents[1]
 CODE = [p for folder in ("models", "utils", "scripts") for p in (ROOT / folder).rglob("*.py")] + [*ROOT.glob("*.py")]
@@ -43,3 +46,14 @@ def test_functions_that_are_named_exist():
     known |= {node.id for node in nodes if isinstance(node, ast.Name)}
     known |= {node.attr for node in nodes if isinstance(node, ast.Attribute)}
     assert len(named) > 10 and named <= known, named - known
+
+
+def test_the_readme_in_python_runs_as_written(tmp_path, monkeypatch):
+    section = (ROOT / "README.md").read_text(encoding="utf-8").split("## In Python")[1]
+    code = section.split("```python\n")[1].split("```")[0]
+    (checkpoint,) = re.findall(r'load_model\("(.+?)"\)', code)
+    torch.save({"state_dict": toy_model("dcae").state_dict()}, tmp_path / checkpoint)
+    monkeypatch.chdir(tmp_path)
+    names = {"x": toy_image(60, 70)}
+    exec(code, names)
+    assert names["x_hat"].shape == names["x"].shape and isinstance(names["data"], bytes)
