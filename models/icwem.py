@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 from compressai.registry import register_model
-from torch import Tensor
+from torch import Tensor, nn
 
-from models.layers.invertible import EnhancementPair, InvertibleNetwork
+from models.layers.invertible import Enhancement, InvertibleNetwork
 from models.tcm import TCM
 
 
@@ -37,7 +37,7 @@ class ICWEM(TCM):
     def build_transforms(self, N: int, M: int, head_dims: Sequence[int], window: int) -> None:
         """g_a, g_s and the networks in front of g_a and behind g_s."""
         super().build_transforms(N, M, head_dims, window)
-        self.enh = EnhancementPair(*self.enhancement_sizes)
+        self.enh = nn.ModuleDict({name: Enhancement(*self.enhancement_sizes) for name in ("forw_enh", "back_enh")})
         self.inv = InvertibleNetwork()
 
     def analysis(self, x: Tensor) -> Tensor:

@@ -58,15 +58,6 @@ class Enhancement(nn.Module):
         return x + 0.2 * self.layers(x)
 
 
-class EnhancementPair(nn.Module):
-    """The networks before the invertible one and after its inverse."""
-
-    def __init__(self, width: int, growth: int) -> None:
-        super().__init__()
-        self.forw_enh = Enhancement(width, growth)
-        self.back_enh = Enhancement(width, growth)
-
-
 class InvertibleConvolution(nn.Module):
     """1x1 convolution with a square matrix W, initially a random rotation ("Glow", Kingma and Dhariwal, 2018)."""
 

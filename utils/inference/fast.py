@@ -35,7 +35,7 @@ BLOCKS: tuple[type[Striped], ...] = (
     FastPlainSwinBlock, FastEfficientConvolution, FastDenseScales, FastAggregation, FastCrossAttention,
 )  # fmt: skip
 CONVOLUTIONS: tuple[type[Striped], ...] = (StripedConvolution, StripedExactConvolution, StripedDeconvolution)
-TRANSPARENT = (nn.Sequential, nn.ModuleList, nn.Identity, nn.GELU, nn.ReLU)  # as large as what stands in them
+TRANSPARENT = (nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.Identity, nn.GELU, nn.ReLU)  # no maps of their own
 
 
 def fast(model: SliceCompressionModel) -> SliceCompressionModel:
