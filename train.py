@@ -38,7 +38,6 @@ from utils.files import require_writable
 from utils.training.distributed import Processes, alike, any_of, joined_processes, on_first, own_device, share_gradients
 from utils.training.flags import check_flags, parse_arguments, settings
 from utils.training.log import Interval, TrainLog, format_line, gpu_memory
-from utils.training.noise import share_noise
 from utils.training.optimization import Average, Schedule, freeze_all_but_decoder, make_optimizers, quantiles_of
 from utils.training.pca_start import start_as_pca
 from utils.training.run_folder import owned
@@ -129,6 +128,8 @@ def make_state(
     args: argparse.Namespace, start: Start, course: float, survey: Survey, device: torch.device, processes: Processes
 ) -> RunState:
     """Model, optimizers and all that changes while training, fresh or as a checkpoint left them."""
+    from utils.training.noise import share_noise  # here, as CompressAI takes seconds to load
+
     model = start.model.to(device).train()
     if args.train == "decoder":
         freeze_all_but_decoder(model)
