@@ -43,7 +43,9 @@ def imports_of(path: Path) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("path", [path for path in FILES if path not in OLD_ADDRESSES], ids=lambda path: str(path.relative_to(ROOT)))
+@pytest.mark.parametrize(
+    "path", [path for path in FILES if path not in OLD_ADDRESSES], ids=lambda path: str(path.relative_to(ROOT))
+)
 def test_imports_run_down(path):
     own = floor_of(".".join(path.relative_to(ROOT).with_suffix("").parts))
     for module in imports_of(path):
