@@ -26,6 +26,11 @@ def printable(text: str) -> str:
     return text.encode("utf-8", SPELL_OUT).decode()
 
 
+def one_line(text: str) -> str:
+    """The same with line breaks, which a file name may hold, spelt out."""
+    return printable(text).replace("\r", "\\r").replace("\n", "\\n")
+
+
 def forgive(stream: TextIO | None) -> None:
     """Make a stream spell out what its encoding lacks, where it would raise UnicodeEncodeError."""
     if hasattr(stream, "reconfigure"):
@@ -35,6 +40,11 @@ def forgive(stream: TextIO | None) -> None:
 def to_json(value: Any) -> str:
     """Indented JSON of `value` as the standard has it: infinite and undefined numbers, which it lacks, become null."""
     return json.dumps(_standard(value), indent=2, allow_nan=False)
+
+
+def to_json_line(value: Any) -> str:
+    """The same in one line."""
+    return json.dumps(_standard(value), allow_nan=False)
 
 
 def _standard(value: Any) -> Any:

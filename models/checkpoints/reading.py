@@ -19,6 +19,8 @@ from typing import Any, BinaryIO
 
 import torch
 
+from utils.cli import UserError
+
 PLAIN = (bool, bytearray, bytes, complex, dict, float, frozenset, int, list, range, set, slice, str, tuple)
 REBUILD = ("_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_parameter", "_rebuild_parameter_with_state")
 PROGRAMS = frozenset(
@@ -31,7 +33,7 @@ PART = "|"  # in a safetensors file: between the name of a weight that is kept a
 OLD_MODULES = {"__builtin__": "builtins", "copy_reg": "copyreg"}  # as pickles up to protocol 2 call them
 
 
-class CheckpointError(ValueError):
+class CheckpointError(UserError, ValueError):
     """Why a file gives no model: one line that names the file and the way out."""
 
 

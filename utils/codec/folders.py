@@ -15,6 +15,7 @@ from tqdm import tqdm
 from utils.cli import UserError
 from utils.data.listing import LeftOut, closing_line
 from utils.tables import format_number, format_table
+from utils.text import one_line
 
 
 @dataclass(frozen=True)
@@ -153,8 +154,8 @@ def guarded(job: Job, step: Callable[[], Any]) -> Any:
     try:
         return step()
     except (UserError, ValueError, OSError, MemoryError, RuntimeError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        message = reason if reason.startswith(str(job.source)) else f"{job.source}: {reason}"
+        text = str(error).removeprefix(f"{job.source}: ")
+        message = f"{one_line(str(job.source))}: {text.splitlines()[0] if text else type(error).__name__}"
         tqdm.write(f"error: {message}", file=sys.stderr)
         return Outcome(job.name, "failed", message=message)
 

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import errno
 import json
-import math
 import os
 import sys
 import threading
@@ -32,7 +31,7 @@ from tqdm import tqdm
 from utils.cli import UserError
 from utils.files import atomic_write
 from utils.metrics import psnr_of_mse
-from utils.text import printable
+from utils.text import printable, to_json_line
 
 LOG_NAME, TENSORBOARD_NAME = "log.jsonl", "tensorboard"
 
@@ -81,6 +80,7 @@ class TrainLog:
         self, folder: Path | None, first: bool, step: int, total: int, tensorboard: bool, validated: int
     ) -> None:
         self.first, self.file, self.board, self.told = first, None, None, set()
+        self.undecoded = self.unvalidated = 0  # samples so far, images of the last validation; told at the end
         on_terminal = sys.stderr.isatty()
         self.bar = tqdm(total=total, initial=step, unit="step", disable=not (first and on_terminal), smoothing=0.05)
         if folder and first:
@@ -90,7 +90,7 @@ class TrainLog:
 
     def event(self, kind: str, step: int, values: dict[str, Any]) -> None:
         """Write one event to the file and its scalars to TensorBoard."""
-        line = json.dumps(_standard({"event": kind, "step": step, **values}), allow_nan=False)
+        line = to_json_line({"event": kind, "step": step, **values})
         self._keep("file", LOG_NAME, lambda: self.file.write(line))
         self._keep("board", TENSORBOARD_NAME, lambda: self._to_board(kind, values, step))
 
@@ -190,27 +190,18 @@ class LineFile:
         self.file.close()
 
 
-def _standard(value: Any) -> Any:
-    """The value as JSON can have it: null for what is no finite number."""
-    if isinstance(value, dict):
-        return {key: _standard(part) for key, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [_standard(part) for part in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 def forget_after(path: Path, step: int, validated: int) -> None:
     """Remove from a log what comes after `step`, and after the validation at step `validated`: it is done again."""
     if not path.exists():
         return
-    lines = path.read_text().splitlines()
-    kept = [line for line in lines if _step_of(line) <= (validated if '"event": "validation"' in line else step)]
+    lines = path.read_bytes().splitlines()
+    kept = [line for line in lines if _step_of(line) <= (validated if b'"event": "validation"' in line else step)]
     if len(kept) < len(lines):
         with atomic_write(path) as file:
-            file.write("".join(f"{line}\n" for line in kept).encode())
+            file.write(b"".join(line + b"\n" for line in kept))
 
 
-def _step_of(line: str) -> float:
+def _step_of(line: bytes) -> float:
     """The step of a line; a line that was cut off in the middle goes, too."""
     try:
         return json.loads(line)["step"]
