@@ -25,7 +25,7 @@ def atomic_write(path: str | Path, replace: bool = True) -> Iterator[BinaryIO]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    short = path.name.encode("utf-8", "surrogateescape")[:100].decode("utf-8", "ignore")  # names have 255 bytes at most
+    short = path.name if len(os.fsencode(path.name)) < 200 else "long"  # 255 bytes are what a name may have
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{short}.", suffix=".tmp")
     try:
         with os.fdopen(handle, "wb") as file:

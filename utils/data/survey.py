@@ -50,6 +50,8 @@ def survey_images(args: argparse.Namespace) -> Survey:
     text += f" (unreadable: {first_of(shown(images.not_opened, args.dataset))})" if images.not_opened else ""
     text += f"; {describe_left_out(split.left_out)}" if split.left_out else ""
     text += f"; {images.unconverted} of high dynamic range, not converted" if images.unconverted else ""
+    several = f"; {images.several_frames} of several frames or pages, of which the first is read"
+    text += several if images.several_frames else ""
     names = "\n".join(path.relative_to(args.dataset).as_posix() for path in images.paths)
     identity = {"images": len(images.paths), "hash": hashlib.sha256(os.fsencode(names)).hexdigest()}
     small = shown(images.too_small, args.dataset)
