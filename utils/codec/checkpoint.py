@@ -79,10 +79,9 @@ def save_checkpoint(path: str | Path, content: dict[str, Any]) -> None:
             torch.save(content, file)
             file.flush()
             os.fsync(file.fileno())
-    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
-        raise UserError(
-            f"{path}: cannot be written ({str(error).splitlines()[0]}); make room or choose another place"
-        ) from error
+    except (OSError, RuntimeError) as error:  # as which torch reports that not all of it was written
+        reason = getattr(error, "strerror", None) or "not all of it found room"
+        raise UserError(f"{path}: cannot be written ({reason}); make room or choose another place") from error
 
 
 def save_safetensors(path: str | Path, content: dict[str, Any]) -> None:
