@@ -140,7 +140,7 @@ def test_a_run_says_what_it_leaves_out_and_does_not_convert(tmp_path):
     assert survey.closing(undecoded=2, unvalidated=1) == (
         "images: 6 done, 0 kept, 2 failed, 3 left out: 1 hidden (._0.png), 1 of a format that is not read (a.psd),"
         " 1 smaller than 16 pixels (train/small.png);"
-        " 2 samples of images that cannot be decoded were taken from the next"
+        " samples of the next image for one that cannot be decoded: 2"
     )
 
 

@@ -35,9 +35,7 @@ class Survey:
         """
         done = len(self.images.paths) + len(self.validation) - unvalidated
         line = closing_line(done, 0, self.images.unreadable + unvalidated, self.left_out)
-        stood_in = (
-            f"; {undecoded} samples of images that cannot be decoded were taken from the next" if undecoded else ""
-        )
+        stood_in = f"; samples of the next image for one that cannot be decoded: {undecoded}" if undecoded else ""
         return f"images: {line}{stood_in}"
 
 
