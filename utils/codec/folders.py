@@ -12,7 +12,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from utils.cli import UserError
+from utils.cli import UserError, describe_refusal
 from utils.data.listing import LeftOut, closing_line
 from utils.tables import format_number, format_table
 from utils.text import one_line
@@ -156,7 +156,7 @@ def guarded(job: Job, step: Callable[[], Any]) -> Any:
     try:
         return step()
     except (UserError, ValueError, OSError, MemoryError, RuntimeError) as error:
-        text = str(error).removeprefix(f"{job.source}: ")
+        text = (describe_refusal(error) or str(error)).removeprefix(f"{job.source}: ")
         return failed(job, text.splitlines()[0] if text else type(error).__name__)
 
 
