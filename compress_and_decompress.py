@@ -52,7 +52,7 @@ from utils.data.images import comment_of, read_image, to_tensor, to_uint8, write
 from utils.data.listing import LeftOut, Listing, describe_left_out, list_files, list_images
 from utils.data.reconstructions import output_names
 from utils.devices import choose_device
-from utils.files import atomic_write, require_writable
+from utils.files import atomic_write, from_pipe, require_writable
 from utils.inference.memory import engine_options, keep_memory
 from utils.text import printable, to_json
 
@@ -259,7 +259,7 @@ def main(argv: Sequence[str]) -> int:
         keep_memory()
     if args.threads:
         torch.set_num_threads(args.threads)
-    args.threads = torch.get_num_threads()
+    args.threads, args.data = torch.get_num_threads(), from_pipe(args.data)
     jobs, left_out = plan(args)
     if args.overwrite:
         refuse_overwriting(jobs, args.mode)

@@ -36,7 +36,7 @@ from utils.evaluation.curve import Point, Report, evaluate_point, plan_points
 from utils.evaluation.report import ReportFolder, require_report_folder
 from utils.evaluation.results import make_results, write_results
 from utils.evaluation.tables import format_curve, format_point
-from utils.files import require_writable
+from utils.files import from_pipe, require_writable
 from utils.inference.memory import add_inference_flags, engine_options, keep_memory
 from utils.text import to_json
 
@@ -134,6 +134,7 @@ def main(argv: Sequence[str]) -> int:
     if args.max_memory is None:
         keep_memory()
     device = choose_device(args.device, args.cuda)
+    args.data = from_pipe(args.data)
     images, left_out = list_images(args.data, args.recursive)
     points = plan_points(check_checkpoints(args.checkpoint), args.quality, args.save_path)
     output = args.output or (args.save_path or Path()) / "results.json"

@@ -75,6 +75,7 @@ def main(argv: Sequence[str]) -> None:
         network = prepare_network(args, state.model, processes, device)
         batches = open_batches(args, survey, state, device, processes)
         stopped = run(args, state, network, batches, survey, log, stop, device, processes, folder)
+        log.say(survey.closing(log.undecoded, log.unvalidated))
         log.say(farewell(state, stop if stopped else None, folder, argv, processes))
         log.close()
 
@@ -201,7 +202,7 @@ def run(
 ) -> bool:  # fmt: skip
     """The steps, with what is due between them; returns whether a signal ended them early."""
     recipe = Recipe(args.type, args.weight, args.precision, args.accumulate, args.clip_max_norm, device, processes)
-    interval, passed_over, stopped = Interval(), 0, False
+    interval, stopped = Interval(), False
     while True:
         if validation_is_due(args, state):
             validate_now(args, state, survey, log, stop, device, processes, folder)
@@ -211,11 +212,11 @@ def run(
             break
         rate = state.schedule(state.progress)
         result = train_step(state, network, batches, recipe, stop())
-        stopped, passed_over = result.stop, passed_over + result.passed_over
+        stopped, log.undecoded = result.stop, log.undecoded + result.passed_over
         interval.add(result.values, state.batch, result.waited, result.finite)
         log.advance()
         if state.step % args.log_every == 0 or state.step == args.max_steps:
-            totals = {"not_finite": state.not_finite["total"], "passed_over": passed_over}
+            totals = {"not_finite": state.not_finite["total"], "passed_over": log.undecoded}
             values = {**interval.summary(), "rate": rate, "gpu_gib": gpu_memory(device), **totals}
             log.event("train", state.step, values)
             log.interval(format_line(state.step, args.max_steps, values))
@@ -252,6 +253,7 @@ def validate_now(
         return
     state.validated, left_out = state.step, values.pop("left_out_why")
     log.event("validation", state.step, values)
+    log.unvalidated = len(left_out)
     if left_out:
         log.say_once(f"validation leaves out {describe_left_out(left_out, len(survey.validation))}")
     for line in format_validation(values):

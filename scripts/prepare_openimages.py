@@ -32,12 +32,13 @@ from tqdm import tqdm
 
 from utils.cli import UserError, run_program
 from utils.data.images import read_image
-from utils.data.listing import Listing, describe_left_out, list_images
+from utils.data.listing import Listing, closing_line, list_images
 from utils.data.split import name_hash
 from utils.files import atomic_write, require_writable
 
 LIST, JOURNAL = "images.sha256", "checked.tsv"
 IMAGES, VALIDATION, SMALLEST = 300_000, 24, 256
+UNREADABLE = "unreadable"
 BLOCK = 32  # images that a process looks at before the next are handed out
 
 
@@ -55,14 +56,16 @@ def main(argv: Sequence[str]) -> None:
     args = parse_arguments(argv)
     require_writable(args.save_path / LIST, "--save_path")
     found = list_images(args.data, recursive=True)
-    paths = by_name(found)
-    chosen = listed(args, paths) if args.list else selected(args, paths)
+    paths = by_name(found, args.data)
+    chosen = listed(args, paths) if args.list else selected(args, paths, found)
     refuse_others(args.save_path, chosen)
-    for name in tqdm(chosen, desc="placing images", unit="image", disable=None):
-        place(paths[Path(name).name], args.save_path / name, args.copy)
+    bar = tqdm(chosen, desc="placing images", unit="image", disable=None)
+    placed = sum(place(paths[Path(name).name], args.save_path / name, args.copy) for name in bar)
     with atomic_write(args.save_path / LIST) as file:
         file.write(os.fsencode("".join(f"{digest}  {name}\n" for name, digest in sorted(chosen.items()))))
-    print(f"{args.save_path / LIST}: {len(chosen)} images; of {args.data} {describe_left_out(found.left_out)}")
+    failed = len(found.left_out.pop(UNREADABLE, ()))
+    closing = closing_line(placed, len(chosen) - placed, failed, found.left_out)
+    print(f"{args.save_path / LIST}: {len(chosen)} images; of {args.data} {closing}")
 
 
 def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
@@ -92,31 +95,41 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     return args
 
 
-def by_name(found: Listing) -> dict[str, Path]:
-    """File name -> path. OpenImages' names are unique: what lies in two folders is the same image.
+def by_name(found: Listing, folder: Path) -> dict[str, Path]:
+    """File name -> path. OpenImages' names are unique: what lies in two folders is the same image, and taken once.
 
     A name of several lines is left out: no list of lines could hold it.
     """
+    paths: dict[str, Path] = {}
     for path in found.paths:
         if "\n" in path.name:
             found.leave_out("with a line break in the name", Path(path.name))
-    return {path.name: path for path in reversed(found.paths) if "\n" not in path.name}
+        elif path.name in paths:
+            found.leave_out("of a name that came before", path.relative_to(folder))
+        else:
+            paths[path.name] = path
+    return paths
 
 
 # ---- which images --------------------------------------------------------------------------------------------------
 
 
-def selected(args: argparse.Namespace, paths: dict[str, Path]) -> dict[str, str]:
-    """Name below --save_path -> hash of the first good images. Raises UserError where there are too few."""
-    wanted, good, unreadable, small = args.images + args.validation, [], 0, 0
+def selected(args: argparse.Namespace, paths: dict[str, Path], found: Listing) -> dict[str, str]:
+    """Name below --save_path -> hash of the first good images; the others that were looked at are among those left out.
+
+    Raises UserError where there are too few.
+    """
+    wanted, good, small = args.images + args.validation, [], f"smaller than {args.smallest} pixels"
     with tqdm(total=wanted, desc="looking at images", unit="image", disable=None) as bar:
         for one in look_at_all(sorted(paths, key=name_hash), paths, args):
-            unreadable, small = unreadable + (not one.short), small + (0 < one.short < args.smallest)
-            if one.short >= args.smallest:
-                good.append(one)
-                bar.update()
+            if one.short < args.smallest:
+                found.leave_out(small if one.short else UNREADABLE, paths[one.name].relative_to(args.data))
+                continue
+            good.append(one)
+            bar.update()
             if len(good) == wanted:
                 break
+    unreadable, small = (len(found.left_out.get(reason, ())) for reason in (UNREADABLE, small))
     print(f"{len(good)} good images; left out: {unreadable} unreadable, {small} smaller than {args.smallest} pixels")
     if len(good) < wanted:
         raise UserError(f"--images {args.images} and {args.validation} to validate on: there are only {len(good)} good")
@@ -213,18 +226,19 @@ def refuse_others(folder: Path, chosen: dict[str, str]) -> None:
                 raise UserError(f"--save_path {folder}: holds {part}/{path.name} of another set; choose another folder")
 
 
-def place(source: Path, target: Path, copy: bool) -> None:
-    """Make `target` a link to the image, or a copy of it; what an earlier run has placed stays."""
+def place(source: Path, target: Path, copy: bool) -> bool:
+    """Make `target` a link to the image, or a copy of it; False where it is there already, from an earlier run."""
     if target.exists():
-        return
+        return False
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         if not copy:
             target.unlink(missing_ok=True)  # a link whose image has moved
             target.symlink_to(source.resolve())
-            return
+            return True
         with source.open("rb") as original, atomic_write(target) as file:
             shutil.copyfileobj(original, file)
+        return True
     except OSError as error:
         raise UserError(f"{target}: cannot be made ({error.strerror}); try --copy or make room") from error
 

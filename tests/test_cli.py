@@ -83,6 +83,22 @@ def test_a_full_disk_under_the_output_is_said():
     assert process.communicate()[1] == "error: No space left on device\n" and process.returncode == 2
 
 
+def test_an_error_that_cannot_be_said_keeps_its_status():
+    main = "def main(_): raise UserError('x')\nrun_program(main, [])"
+    command = [sys.executable, "-c", f"from utils.cli import UserError, run_program\n{main}"]
+    with open("/dev/full", "w") as full:
+        assert subprocess.run(command, cwd=ROOT, stderr=full).returncode == 2
+
+
+def test_streams_that_were_closed_lead_nowhere(tmp_path):
+    """As `program <&- >&- 2>&-`: what is printed must not go into the file that is opened next."""
+    file = tmp_path / "result"
+    main = f"def main(_): file = open({str(file)!r}, 'w'); print('x'); print('y', file=sys.stderr); file.write('z')"
+    code = f"import sys\nfrom utils.cli import run_program\n{main}\nrun_program(main, [])"
+    done = subprocess.run(["sh", "-c", '"$0" -c "$1" <&- >&- 2>&-', sys.executable, code], cwd=ROOT)
+    assert done.returncode == 0 and file.read_text() == "z"
+
+
 LOADING = "from utils.cli import speak_while_loading, run_program\nspeak_while_loading()\n"
 
 

@@ -181,6 +181,7 @@ def test_adobe_rgb_by_the_exif_of_a_tiff(tmp_path):
         (None, "R98", []),
         (1, "R03", []),
         (0xFFFF, None, [colour.UNKNOWN.format("EXIF")]),
+        (0xFFFD, None, [colour.UNKNOWN.format("EXIF")]),
         (2, None, [colour.TOLD.format("EXIF")]),
         (None, "R03", [colour.TOLD.format("EXIF")]),
     ],
@@ -189,6 +190,15 @@ def test_exif_that_says_srgb_adobe_rgb_or_neither(tmp_path, space, index, notes)
     Image.fromarray(PIXELS).save(tmp_path / "a.png", exif=exif_of(space, index))
     array, said = read_image(tmp_path / "a.png")
     assert said == notes and np.array_equal(array, PIXELS) == (notes != [colour.TOLD.format("EXIF")])
+
+
+@pytest.mark.parametrize(("exponent", "notes"), [(2.2, []), (1.0, [colour.UNKNOWN.format("EXIF")])])
+def test_a_gamma_of_exif_that_is_not_that_of_screens_is_said(tmp_path, exponent, notes):
+    exif = Image.Exif()
+    exif[0x8769] = {0xA500: exponent}
+    Image.fromarray(PIXELS).save(tmp_path / "a.png", exif=exif.tobytes())
+    array, said = read_image(tmp_path / "a.png")
+    assert said == notes and np.array_equal(array, PIXELS)
 
 
 def test_a_profile_comes_before_exif_and_orientation_is_applied_with_it(tmp_path):

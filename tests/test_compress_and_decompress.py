@@ -211,6 +211,31 @@ def test_a_file_that_another_program_has_written_meanwhile_is_kept(photos, tmp_p
     assert (tmp_path / "bins" / "a.bin").read_bytes() != b"theirs"
 
 
+def test_a_pipe_is_read_to_its_end_both_ways(photos, tmp_path, checkpoint):
+    def through_pipe(source: Path) -> Path:
+        os.mkfifo(pipe := tmp_path / f"pipe-of-{source.suffix[1:]}")
+        threading.Thread(target=lambda: pipe.write_bytes(source.read_bytes())).start()
+        return pipe
+
+    assert run("compress", through_pipe(photos / "a.png"), tmp_path / "out/a.bin", checkpoint) == 0
+    assert run("compress", photos / "a.png", tmp_path / "out/b.bin", checkpoint) == 0
+    assert (tmp_path / "out/a.bin").read_bytes() == (tmp_path / "out/b.bin").read_bytes()
+    assert run("decompress", through_pipe(tmp_path / "out/a.bin"), tmp_path / "out", checkpoint) == 0
+    assert (tmp_path / "out/pipe-of-bin.png").exists()
+
+
+@pytest.mark.parametrize("flags", [(), ("--overwrite",), ("--jobs", "2")])
+def test_what_is_no_file_is_not_kept_for_one(photos, tmp_path, checkpoint, flags, capsys):
+    """A folder, or a link to nothing, where the output belongs."""
+    (tmp_path / "bins/b.bin").mkdir(parents=True)
+    (tmp_path / "bins/a.JPG.bin").symlink_to("nowhere")
+    assert run("compress", photos, tmp_path / "bins", checkpoint, *flags) == 2
+    linked = "--overwrite" in flags  # the link is replaced, a folder is not
+    said = capsys.readouterr()
+    assert said.out.splitlines()[-1].startswith(f"{2 if linked else 1} done, 0 kept, {1 if linked else 2} failed")
+    assert "b.webp: " in said.err and (tmp_path / "bins/a.png.bin").is_file()
+
+
 def test_without_hard_links_a_file_is_kept_too(tmp_path, monkeypatch):
     def refused(*_):
         raise PermissionError(1, "Operation not permitted")

@@ -124,6 +124,24 @@ def test_a_run_says_what_it_leaves_out_and_does_not_convert(tmp_path):
     assert "6 images to train on, 1 to validate on" in survey.text
     assert "2 left out: 1 hidden (._0.png), 1 of a format that is not read (a.psd)" in survey.text
     assert survey.text.endswith("; 1 of high dynamic range, not converted")
+    frames = [Image.new("RGB", (30, 24), colour) for colour in ("red", "blue")]
+    for name in ("a.gif", "b.mpo", "phone.jpg"):
+        kind = {"format": "MPO"} if name != "a.gif" else {}
+        frames[0].save(tmp_path / "train" / name, save_all=True, append_images=frames[1:], **kind)
+    assert survey_images(args).text.endswith(
+        ", not converted; 2 of several frames or pages, of which the first is read"
+    )
+    for name in ("a.gif", "b.mpo", "phone.jpg"):
+        (tmp_path / "train" / name).unlink()
+    write_images(tmp_path / "train", ["small"], (40, PATCH - 1))
+    (tmp_path / "train/two\nlines.png").write_bytes(b"no image")
+    survey = survey_images(args)
+    assert "skipped 1 unreadable and 1 smaller than 16 pixels (unreadable: train/two\\nlines.png)" in survey.text
+    assert survey.closing(undecoded=2, unvalidated=1) == (
+        "images: 6 done, 0 kept, 2 failed, 3 left out: 1 hidden (._0.png), 1 of a format that is not read (a.psd),"
+        " 1 smaller than 16 pixels (train/small.png);"
+        " samples of the next image for one that cannot be decoded: 2"
+    )
 
 
 # ---- which crops ---------------------------------------------------------------------------------------------------

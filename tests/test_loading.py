@@ -215,6 +215,11 @@ class Kind(enum.Enum):
     MSE = 1
 
 
+def marked(tensor: torch.Tensor) -> torch.Tensor:
+    tensor.origin = "a layer"  # changes how it is pickled
+    return tensor
+
+
 EXTRAS = {
     "numpy": {"loss": np.float64(0.7), "best": np.int64(3), "curve": np.arange(3.0), "names": np.array(["a"])},
     "arguments": argparse.Namespace(lmbda=0.013, dataset=Path("data"), windows=PureWindowsPath("c:/x")),
@@ -222,6 +227,7 @@ EXTRAS = {
     "torch": [torch.Size([1]), torch.float16, torch.device("cuda:1"), torch.nn.Parameter(torch.ones(1)), torch.strided],
     "scheduler": torch.optim.lr_scheduler.MultiStepLR(torch.optim.Adam([torch.nn.Parameter(torch.ones(1))]), [40, 45]),
     "classes": {"options": Options(a=1), Kind.MSE: Kind.MSE, "module": torch.nn.Linear(2, 2), "kind": Options},
+    "marked tensors": [datetime(2024, 1, 1), marked(torch.ones(2))],
     "others": [datetime(2024, 1, 1), Decimal("0.1"), Fraction(1, 3), complex(1, 2), range(3), SimpleNamespace(a=1)],
 }
 
@@ -235,6 +241,13 @@ def test_harmless_extras_are_no_obstacle(extra, protocol, tmp_path):
     assert fingerprint(load_model(tmp_path / "a.pth.tar")) == fingerprint(model)
     torch.save(content, tmp_path / "old.pth.tar", _use_new_zipfile_serialization=False, pickle_protocol=protocol)
     assert fingerprint(load_model(tmp_path / "old.pth.tar")) == fingerprint(model)
+
+
+def test_weights_that_somebody_has_marked_beside_an_extra(tmp_path):
+    model = toy_model("dcae")
+    content = {"state_dict": {n: marked(t.clone()) for n, t in model.state_dict().items()}, "args": EXTRAS["arguments"]}
+    torch.save(content, tmp_path / "a.pth.tar")
+    assert fingerprint(load_model(tmp_path / "a.pth.tar")) == fingerprint(model)
 
 
 def test_a_whole_module_is_its_weights(tmp_path):

@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -19,10 +20,14 @@ import eval as evaluation
 from scripts import compare_crops, prepare_openimages
 from tests.toy_training import ENVIRONMENT, ROOT, SIZES
 from tests.toys import toy_image, toy_model
-from utils.cli import run_program
+from utils.cli import UserError, run_program
+from utils.codec.folders import Job, guarded
 from utils.data.images import to_uint8
 from utils.data.split import name_hash, path_hash, split_folder
+from utils.files import atomic_write
+from utils.tables import format_table
 from utils.text import forgive, printable, to_json
+from utils.training.log import TrainLog
 
 STRANGE = os.fsdecode(b"caf\xe9.png")  # Latin-1, as old archives have it; Python holds the byte as \udce9
 SPELT = "caf\\xe9.png"
@@ -66,6 +71,38 @@ def test_what_an_encoding_lacks_is_spelt_out():
     forgive(None)
     forgive(io.StringIO())
     assert strict(to_json({STRANGE: [STRANGE, float("inf"), float("nan"), 1.5]})) == {SPELT: [SPELT, None, None, 1.5]}
+
+
+def test_the_longest_names_and_names_of_two_lines(tmp_path):
+    for name in (
+        "写" * 83 + ".png",
+        "x" * 251 + ".png",
+        os.fsdecode(b"\xe9" * 251 + b".png"),
+        "é" + "x" * 249 + ".png",
+    ):
+        with atomic_write(tmp_path / name) as file:
+            file.write(b"whole")
+        assert (tmp_path / name).read_bytes() == b"whole"
+    assert format_table(["file", "n"], [["two\nlines", "1"]]).splitlines()[2:] == ["two\\nlines  1"]
+    outcome = guarded(Job("a", tmp_path / "two\nlines", tmp_path), lambda: int("x"))
+    assert outcome.message.startswith(f"{tmp_path}/two\\nlines: invalid literal")
+    refused = UserError(f"{tmp_path}/two\nlines: no image")
+    outcome = guarded(Job("a", tmp_path / "two\nlines", tmp_path), Mock(side_effect=refused))
+    assert outcome.message == f"{tmp_path}/two\\nlines: no image"
+
+
+def test_a_log_of_strange_names_and_numbers_after_a_damaged_one(tmp_path):
+    (tmp_path / "log.jsonl").write_bytes(
+        b'{"step": 1, "event": "train"}\n\xff\xfe\n{"step": 9, "event": "train"}\n{"st'
+    )
+    log = TrainLog(tmp_path, True, 2, 5, False, -1)
+    log.event("start", 2, {STRANGE: [float("nan"), {"a": (STRANGE, float("-inf"))}], "b": 0.5})
+    log.close()
+    lines = (tmp_path / "log.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [strict(line) for line in lines] == [
+        {"step": 1, "event": "train"},
+        {"event": "start", "step": 2, SPELT: [None, {"a": [SPELT, None]}], "b": 0.5},
+    ]
 
 
 def test_every_program_forgives_its_streams(monkeypatch):

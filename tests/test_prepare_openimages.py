@@ -51,6 +51,15 @@ def test_good_images_are_taken_and_the_others_counted(originals, tmp_path, capsy
     assert checked.returncode == 0
 
 
+def test_what_became_of_the_files_is_said_at_the_end(originals, tmp_path, capsys):
+    shutil.copy(originals / f"train_0/{0:016x}.jpg", originals / f"train_1/{0:016x}.jpg")
+    for placed, kept in ((12, 0), (0, 12)):
+        prepare(originals, tmp_path / "set", "--images", "10", "--validation", "2")
+        said = capsys.readouterr().out.splitlines()[-1]
+        assert f" {placed} done, {kept} kept, 2 failed, 4 left out: 1 of a name that came before (train_1/" in said
+        assert ", 3 smaller than 40 pixels (" in said
+
+
 def test_the_choice_does_not_depend_on_folders_or_on_other_images(originals, tmp_path):
     few = prepare(originals, tmp_path / "one", "--images", "5", "--validation", "0")
     flat = tmp_path / "flat"

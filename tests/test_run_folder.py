@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -17,6 +19,7 @@ ROOT = Path(__file__).parent.parent
 OWNER = """
 import os, sys, time
 from pathlib import Path
+from unittest.mock import Mock
 from utils.training.run_folder import owned
 with owned(Path(sys.argv[1])):
     child = os.fork()  # as a worker that reads images
@@ -54,6 +57,14 @@ def test_a_killed_run_leaves_the_folder_free(owner, tmp_path):
     with owned(tmp_path):
         assert f"process {os.getpid()} " in (tmp_path / LOCK_NAME).read_text()
     assert not list(tmp_path.iterdir())
+
+
+def test_a_file_system_that_cannot_lock_is_said(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("fcntl.lockf", Mock(side_effect=OSError(errno.ENOLCK, "No locks available")))
+    with owned(tmp_path):
+        assert capsys.readouterr().err == (
+            f"note: {tmp_path} cannot be locked (No locks available): let no second run use it\n"
+        )
 
 
 def test_a_run_that_fails_gives_its_folder_back(tmp_path):

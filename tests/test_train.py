@@ -430,6 +430,21 @@ def test_broken_weights_are_refused(trained, photos, tmp_path):
         main(flags(photos, tmp_path / "run", *TWO_STEPS, "--checkpoint", str(tmp_path / "nan.pt")))
 
 
+def test_a_run_without_latest_is_not_started_afresh_over_what_it_left(photos, tmp_path, capsys):
+    """Somebody removed latest.pt, or the machine stopped before it was first written."""
+    more = ("--batch-size", "2", "--val-every", "0", "--keep-every", "1")
+    main(flags(photos, tmp_path, *more, "--max-steps", "1"))
+    (tmp_path / "latest.pt").unlink()
+    with pytest.raises(UserError, match="holds a run already; --resume"):
+        main(flags(photos, tmp_path, *more, "--max-steps", "1"))
+    main(flags(photos, tmp_path, *more, "--max-steps", "2", "--resume"))
+    said = capsys.readouterr().err
+    assert f"there is no latest.pt; going on with {tmp_path}/step_0000001.pt after step 1" in said
+    assert said.splitlines()[-2] == (
+        "images: 8 done, 0 kept, 1 failed, 1 left out: 1 smaller than 128 pixels (small.png)"
+    )
+
+
 def test_a_damaged_latest_names_what_there_is_to_go_on_with(photos, tmp_path, capsys):
     more = ("--batch-size", "2", "--val-every", "0", "--keep-every", "1")
     main(flags(photos, tmp_path, *more, "--max-steps", "1"))

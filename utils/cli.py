@@ -8,6 +8,7 @@ import select
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 from utils.text import forgive
 
@@ -25,6 +26,7 @@ def run_program(main: Callable[[Sequence[str]], int | None], argv: Sequence[str]
     is shown instead. Ctrl-C leaves with status 130, a reader of the output that has gone with 141 and without a word.
     What a terminal or a file behind stdout and stderr cannot show, as names of other encodings, is spelt out.
     """
+    open_streams()
     for stream in (sys.stdout, sys.stderr):
         forgive(stream)
     argv = list(sys.argv[1:] if argv is None else argv)
@@ -36,21 +38,38 @@ def run_program(main: Callable[[Sequence[str]], int | None], argv: Sequence[str]
     except UserError as error:
         if "--debug" in argv:
             raise
-        print(f"error: {describe_refusal(error) or error}", file=sys.stderr)
+        tell(f"error: {describe_refusal(error) or error}")
         status = 2
     except KeyboardInterrupt:
         if "--debug" in argv:
             raise
-        print("interrupted", file=sys.stderr)
+        tell("interrupted")
         status = INTERRUPTED
     except (OSError, RuntimeError, ImportError) as error:
         problem = "" if _output_is_closed(error) else describe_refusal(error)
         if problem is None or "--debug" in argv:
             raise
         if problem:
-            print(f"error: {problem}", file=sys.stderr)
+            tell(f"error: {problem}")
         status = 2 if problem else CLOSED_PIPE
     sys.exit(status or 0)
+
+
+def open_streams() -> None:
+    """What was closed when the program was started (`>&-`) leads nowhere, where it would be None or a later file."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            with suppress(OSError):
+                os.fstat(number)
+                continue  # another file has the number by now
+            os.dup2(os.open(os.devnull, os.O_RDWR), number)
+            setattr(sys, name, open(number, "r" if name == "stdin" else "w", closefd=False))  # noqa: SIM115
+
+
+def tell(line: str) -> None:
+    """A line on stderr; that it cannot be written there changes no status."""
+    with suppress(OSError):
+        print(line, file=sys.stderr, flush=True)
 
 
 def speak_while_loading() -> None:
@@ -58,6 +77,7 @@ def speak_while_loading() -> None:
 
     Called by a program before it imports its libraries.
     """
+    open_streams()
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _leave_interrupted)
     sys.excepthook = _report

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import errno
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,7 +25,8 @@ def atomic_write(path: str | Path, replace: bool = True) -> Iterator[BinaryIO]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:100]}.", suffix=".tmp")
+    short = path.name if len(os.fsencode(path.name)) < 200 else "long"  # 255 bytes are what a name may have
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{short}.", suffix=".tmp")
     try:
         with os.fdopen(handle, "wb") as file:
             yield file
@@ -46,6 +49,21 @@ def _rename_to_free(temporary: str, path: Path) -> None:
         os.replace(temporary, path)
     else:
         os.unlink(temporary)
+
+
+def from_pipe(path: Path) -> Path:
+    """The content of a pipe, such as /dev/stdin, as a file of its name that is removed at the end of the program.
+
+    Any other path as it is. What is written to the pipe is read to its end.
+    """
+    if not path.is_fifo():
+        return path
+    folder = tempfile.TemporaryDirectory(prefix="piped-")
+    atexit.register(folder.cleanup)
+    copy = Path(folder.name) / path.name
+    with path.open("rb") as pipe, copy.open("wb") as file:
+        shutil.copyfileobj(pipe, file)
+    return copy
 
 
 def require_writable(path: str | Path, flag: str) -> None:

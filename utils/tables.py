@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from utils.text import one_line
+
 
 def format_number(value: float | None, decimals: int) -> str:
     """A number with fixed decimals; "n/a" where there is none."""
@@ -12,7 +14,7 @@ def format_number(value: float | None, decimals: int) -> str:
 
 def format_table(header: Sequence[str], rows: Sequence[Sequence[str]], footer: Sequence[str] | None = None) -> str:
     """Columns as wide as their widest cell, the first to the left and the others to the right; footer under a rule."""
-    lines = [header, *rows, *([footer] if footer else [])]
+    lines = [[one_line(cell) for cell in line] for line in (header, *rows, *([footer] if footer else []))]
     widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
     rule = "  ".join("-" * width for width in widths)
     text = ["  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]).rstrip() for line in lines]

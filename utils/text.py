@@ -26,6 +26,11 @@ def printable(text: str) -> str:
     return text.encode("utf-8", SPELL_OUT).decode()
 
 
+def one_line(text: str) -> str:
+    """The same with line breaks, which a file name may hold, spelt out."""
+    return printable(text).replace("\r", "\\r").replace("\n", "\\n")
+
+
 def forgive(stream: TextIO | None) -> None:
     """Make a stream spell out what its encoding lacks, where it would raise UnicodeEncodeError."""
     if hasattr(stream, "reconfigure"):

@@ -19,6 +19,8 @@ from typing import Any, BinaryIO
 
 import torch
 
+from utils.cli import UserError
+
 PLAIN = (bool, bytearray, bytes, complex, dict, float, frozenset, int, list, range, set, slice, str, tuple)
 REBUILD = ("_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_parameter", "_rebuild_parameter_with_state")
 PROGRAMS = frozenset(
@@ -31,7 +33,7 @@ PART = "|"  # in a safetensors file: between the name of a weight that is kept a
 OLD_MODULES = {"__builtin__": "builtins", "copy_reg": "copyreg"}  # as pickles up to protocol 2 call them
 
 
-class CheckpointError(ValueError):
+class CheckpointError(UserError, ValueError):
     """Why a file gives no model: one line that names the file and the way out."""
 
 
@@ -182,12 +184,18 @@ def _rebuilt(cls: type, *_rest: Any) -> Any:
     return cls() if isinstance(cls, type) and issubclass(cls, StandIn) else StandIn()
 
 
+def _rebuilt_plainly(rebuild: Any, _kind: Any, arguments: tuple, _state: Any) -> Any:
+    """A tensor that somebody has given attributes or a class of its own, without them."""
+    return rebuild(*arguments)
+
+
 _KNOWN: dict[tuple[str, str], Any] = {
     **{("builtins", kind.__name__): kind for kind in PLAIN},
     **{("collections", kind.__name__): kind for kind in (collections.OrderedDict, collections.Counter)},
     ("collections", "defaultdict"): collections.defaultdict,
     **{("torch._utils", name): getattr(torch._utils, name) for name in REBUILD if hasattr(torch._utils, name)},
     **{("torch", name): kind for name, kind in vars(torch).items() if isinstance(kind, torch.dtype)},
+    ("torch._tensor", "_rebuild_from_type_v2"): _rebuilt_plainly,
     ("torch", "Size"): torch.Size,
     ("torch", "device"): torch.device,
     ("torch.storage", "UntypedStorage"): torch.UntypedStorage,

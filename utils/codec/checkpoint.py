@@ -53,8 +53,19 @@ def other_checkpoints(path: Path) -> list[Path]:
     """The other checkpoints of the run that wrote this one, the newest first."""
     if not OF_A_RUN.fullmatch(path.name) or not path.is_file():
         return []
-    others = [p for p in path.parent.glob("*.pt") if OF_A_RUN.fullmatch(p.name) and p.name != path.name]
-    return sorted(others, key=lambda p: p.stat().st_mtime, reverse=True)
+    return [other for other in checkpoints_of_run(path.parent) if other.name != path.name]
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The checkpoint that the run in this folder goes on with: latest.pt, or the newest of the others it has left."""
+    latest = folder / "latest.pt"
+    return latest if latest.exists() else next(iter(checkpoints_of_run(folder)), None)
+
+
+def checkpoints_of_run(folder: Path) -> list[Path]:
+    """All that train.py has written into this folder, the newest first."""
+    found = [path for path in folder.glob("*.pt") if OF_A_RUN.fullmatch(path.name)]
+    return sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)
 
 
 def save_checkpoint(path: str | Path, content: dict[str, Any]) -> None:
@@ -68,10 +79,9 @@ def save_checkpoint(path: str | Path, content: dict[str, Any]) -> None:
             torch.save(content, file)
             file.flush()
             os.fsync(file.fileno())
-    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
-        raise UserError(
-            f"{path}: cannot be written ({str(error).splitlines()[0]}); make room or choose another place"
-        ) from error
+    except (OSError, RuntimeError) as error:  # as which torch reports that not all of it was written
+        reason = getattr(error, "strerror", None) or "not all of it found room"
+        raise UserError(f"{path}: cannot be written ({reason}); make room or choose another place") from error
 
 
 def save_safetensors(path: str | Path, content: dict[str, Any]) -> None:

@@ -12,9 +12,10 @@ from typing import Any
 
 from tqdm import tqdm
 
-from utils.cli import UserError
+from utils.cli import UserError, describe_refusal
 from utils.data.listing import LeftOut, closing_line
 from utils.tables import format_number, format_table
+from utils.text import one_line
 
 
 @dataclass(frozen=True)
@@ -139,7 +140,9 @@ def run_job(job: Job, content: Future | None, stages: Stages, writer: ThreadPool
 
 
 def kept(job: Job) -> Outcome:
-    """What came of a job whose output was there."""
+    """What came of a job whose output was there; a folder in its place, or a link to nothing, is no output."""
+    if not job.target.is_file():
+        return failed(job, f"{one_line(str(job.target))} is in the way and no file; remove it")
     return Outcome(job.name, "kept", message=f"{job.target} exists; --overwrite replaces it")
 
 
@@ -153,10 +156,15 @@ def guarded(job: Job, step: Callable[[], Any]) -> Any:
     try:
         return step()
     except (UserError, ValueError, OSError, MemoryError, RuntimeError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        message = reason if reason.startswith(str(job.source)) else f"{job.source}: {reason}"
-        tqdm.write(f"error: {message}", file=sys.stderr)
-        return Outcome(job.name, "failed", message=message)
+        text = (describe_refusal(error) or str(error)).removeprefix(f"{job.source}: ")
+        return failed(job, text.splitlines()[0] if text else type(error).__name__)
+
+
+def failed(job: Job, reason: str) -> Outcome:
+    """What came of a job that could not be done, which is said on stderr."""
+    message = f"{one_line(str(job.source))}: {reason}"
+    tqdm.write(f"error: {message}", file=sys.stderr)
+    return Outcome(job.name, "failed", message=message)
 
 
 def gather(outcomes: list[Outcome]) -> list[Outcome] | None:

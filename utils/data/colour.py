@@ -223,9 +223,11 @@ def _of_exif(image: Image.Image) -> Told:
     try:
         tags = image.getexif()
         space = tags.get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.ColorSpace)
+        curve = float(tags.get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.Gamma, 2.2))
         index = str(tags.get_ifd(ExifTags.IFD.Interop).get(ExifTags.Interop.InteropIndex, ""))
     except Exception:  # broken metadata is no reason to refuse the pixels
         return None, ()
     if space == 2 or (space != 1 and index.startswith("R03")):
         return _made("EXIF", ADOBE, gamma(563 / 256))
-    return None, (UNKNOWN.format("EXIF"),) if space == 0xFFFF else ()
+    odd = (space or 0) > 2 or not 2 <= curve <= 2.6  # "uncalibrated", wide gamut; cameras say 2.2 of sRGB too
+    return None, (UNKNOWN.format("EXIF"),) if odd else ()

@@ -24,6 +24,7 @@ from tqdm import tqdm
 from utils.cli import UserError, out_of_handles
 from utils.data.colour import high_dynamic_range
 from utils.data.images import opened, read_image
+from utils.data.samples import has_several_frames
 
 ORDERS = tuple(permutations(range(3)))  # of red, green and blue; the first is the image's own
 SATURATION_MAX = 2.0  # as many samples are paler as are stronger
@@ -32,16 +33,26 @@ DOWNSCALE_MIN = 0.5  # JPEG's 8x8 blocks are gone at half the size
 
 @dataclass(frozen=True)
 class Usable:
-    """Images that can be opened and hold a patch, with their pixel counts; how many of the others there are.
+    """Images that can be opened and hold a patch, with their pixel counts; those that cannot, and those too small.
 
-    unconverted: those among the usable ones whose high dynamic range is taken for sRGB.
+    Among the usable ones, unconverted: those whose high dynamic range is taken for sRGB; several_frames: those of which
+    the first picture of several is read.
     """
 
     paths: list[Path]
     pixels: list[int]
-    unreadable: int
-    small: int
+    not_opened: list[Path]
+    too_small: list[Path]
     unconverted: int = 0
+    several_frames: int = 0
+
+    @property
+    def unreadable(self) -> int:
+        return len(self.not_opened)
+
+    @property
+    def small(self) -> int:
+        return len(self.too_small)
 
 
 def usable_images(paths: Sequence[Path], patch: int, progress: bool = False) -> Usable:
@@ -50,33 +61,37 @@ def usable_images(paths: Sequence[Path], patch: int, progress: bool = False) -> 
     Raises UserError where none is left.
     """
     kept: list[tuple[Path, int]] = []
-    unreadable = small = unconverted = 0
+    not_opened, too_small, unconverted, several = [], [], 0, 0
     for path in tqdm(paths, desc="looking at the images", unit="image", disable=None if progress else True):
-        size, high = look_at(path)
+        size, high, more = look_at(path)
         if size is None:
-            unreadable += 1
+            not_opened.append(path)
         elif min(size) < patch:
-            small += 1
+            too_small.append(path)
         else:
             kept.append((path, size[0] * size[1]))
-            unconverted += high
+            unconverted, several = unconverted + high, several + more
     if not kept:
         raise UserError(
-            f"--dataset: of {len(paths)} images {small} are smaller than --patch-size {patch} and {unreadable}"
-            " unreadable; choose a smaller patch or other images"
+            f"--dataset: of {len(paths)} images {len(too_small)} are smaller than --patch-size {patch} and"
+            f" {len(not_opened)} unreadable; choose a smaller patch or other images"
         )
-    return Usable([path for path, _ in kept], [pixels for _, pixels in kept], unreadable, small, unconverted)
+    return Usable(
+        [path for path, _ in kept], [pixels for _, pixels in kept], not_opened, too_small, unconverted, several
+    )
 
 
-def look_at(path: Path) -> tuple[tuple[int, int] | None, bool]:
-    """(width, height) as the header says, None where there is no readable header; whether it has more than sRGB."""
+def look_at(path: Path) -> tuple[tuple[int, int] | None, bool, bool]:
+    """(width, height) as the header says, None where there is no readable header; whether the image has more than sRGB,
+    and whether it is the first of several.
+    """
     try:
         with opened(path) as image:
-            return image.size, high_dynamic_range(image, path)
+            return image.size, high_dynamic_range(image, path), has_several_frames(image, path)
     except UserError as error:
         if out_of_handles(error):  # which says nothing about the image
             raise
-        return None, False
+        return None, False, False
 
 
 class ImageFiles:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from utils.cli import UserError
 from utils.data.formats import NOT_READ, SUFFIXES
-from utils.text import printable
+from utils.text import one_line
 
 LeftOut = dict[str, list[str]]  # reason -> names below the folder that was listed, as they can be printed
 
@@ -35,7 +35,7 @@ class Listing:
     left_out: LeftOut = field(default_factory=dict)
 
     def leave_out(self, reason: str, name: Path) -> None:
-        self.left_out.setdefault(reason, []).append(printable(str(name)).replace("\n", "\\n"))
+        self.left_out.setdefault(reason, []).append(one_line(str(name)))
 
 
 def find_images(path: str | Path, recursive: bool = False) -> list[Path]:
@@ -141,7 +141,7 @@ class _Walk:
 
 def describe_left_out(left_out: LeftOut) -> str:
     """ "5 left out: 3 hidden (._a.png, ._b.png, ...), 2 a link to nothing (c.png, d.png)"."""
-    parts = (f"{len(names)} {reason} ({_some(names)})" for reason, names in sorted(left_out.items()))
+    parts = (f"{len(names)} {reason} ({first_of(names)})" for reason, names in sorted(left_out.items()))
     return f"{sum(map(len, left_out.values()))} left out: {', '.join(parts)}" if left_out else "none left out"
 
 
@@ -150,7 +150,8 @@ def merged(one: LeftOut, other: LeftOut) -> LeftOut:
     return {reason: one.get(reason, []) + other.get(reason, []) for reason in {**one, **other}}
 
 
-def _some(names: Sequence[str]) -> str:
+def first_of(names: Sequence[str]) -> str:
+    """The first names, and dots where there are more."""
     return ", ".join([*names[:SHOWN], *(["..."] if len(names) > SHOWN else [])])
 
 

@@ -26,8 +26,7 @@ def to_eight_bits(image: Image.Image, path: str | Path, notes: list[str]) -> Ima
 
     Raises ValueError where the range of the samples is not known, and what Pillow raises of broken files.
     """
-    previews = image.format == "MPO" and Path(path).suffix.lower() != ".mpo"  # in a phone's JPEG, behind the picture
-    if getattr(image, "n_frames", 1) > 1 and not previews:
+    if has_several_frames(image, path):
         notes.append(FIRST_FRAME)
     tiles = list(getattr(image, "tile", ()))
     deep = any(_is_deep(tile) for tile in tiles) or bits_a_sample(path, image.format) > 8 or DEEP_MASKS in image.info
@@ -44,6 +43,13 @@ def to_eight_bits(image: Image.Image, path: str | Path, notes: list[str]) -> Ima
     elif form == "PNG":
         _scale_transparent_colour(image, tiles)
     return _usual_mode(image, form, plain_ink, notes)
+
+
+def has_several_frames(image: Image.Image, path: str | Path) -> bool:
+    """Whether an opened file holds more than one picture; a preview behind a phone's JPEG is none."""
+    if image.format == "MPO" and Path(path).suffix.lower() != ".mpo":
+        return False
+    return image.is_animated if image.format == "GIF" else getattr(image, "n_frames", 1) > 1  # GIF counts by decoding
 
 
 def _brightness(image: Image.Image) -> tuple[int, bool]:

@@ -80,6 +80,7 @@ class TrainLog:
         self, folder: Path | None, first: bool, step: int, total: int, tensorboard: bool, validated: int
     ) -> None:
         self.first, self.file, self.board, self.told = first, None, None, set()
+        self.undecoded = self.unvalidated = 0  # samples so far, images of the last validation; told at the end
         on_terminal = sys.stderr.isatty()
         self.bar = tqdm(total=total, initial=step, unit="step", disable=not (first and on_terminal), smoothing=0.05)
         if folder and first:
@@ -193,14 +194,14 @@ def forget_after(path: Path, step: int, validated: int) -> None:
     """Remove from a log what comes after `step`, and after the validation at step `validated`: it is done again."""
     if not path.exists():
         return
-    lines = path.read_text().splitlines()
-    kept = [line for line in lines if _step_of(line) <= (validated if '"event": "validation"' in line else step)]
+    lines = path.read_bytes().splitlines()
+    kept = [line for line in lines if _step_of(line) <= (validated if b'"event": "validation"' in line else step)]
     if len(kept) < len(lines):
         with atomic_write(path) as file:
-            file.write("".join(f"{line}\n" for line in kept).encode())
+            file.write(b"".join(line + b"\n" for line in kept))
 
 
-def _step_of(line: str) -> float:
+def _step_of(line: bytes) -> float:
     """The step of a line; a line that was cut off in the middle goes, too."""
     try:
         return json.loads(line)["step"]

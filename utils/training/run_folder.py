@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -52,6 +53,7 @@ def locked(path: Path) -> TextIO:
         except OSError as error:
             if error.errno in (errno.EACCES, errno.EAGAIN):
                 raise refusal(file, path.parent) from error
+            print(f"note: {path.parent} cannot be locked ({error.strerror}): let no second run use it", file=sys.stderr)
         if same_file(file, path):
             return file
         file.close()  # its owner ended between the two lines and took the file along

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from models import MODELS, build_model, default_config
 from utils.cli import UserError
-from utils.codec.checkpoint import load_model, other_checkpoints, read_checkpoint
+from utils.codec.checkpoint import load_model, newest_checkpoint, other_checkpoints, read_checkpoint
 from utils.training.flags import requested_options
 
 if TYPE_CHECKING:
@@ -32,13 +32,14 @@ class Start:
 
 def find_start(args: argparse.Namespace, folder: Path | None) -> Start:
     """What the flags ask for. Raises UserError where a file does not fit them or the folder holds another run."""
-    latest = folder / LATEST if folder else None
-    if latest and latest.exists() and not (args.resume or args.continue_train):
+    newest = newest_checkpoint(folder) if folder else None
+    if newest and not (args.resume or args.continue_train):
         raise UserError(
             f"--save_path {folder}: holds a run already; --resume goes on with it, or choose another folder"
         )
-    if args.resume and latest.exists():
-        return go_on(args, latest)
+    if args.resume and newest:
+        start = go_on(args, newest)
+        return start if newest.name == LATEST else replace(start, text=f"there is no {LATEST}; {start.text}")
     if args.continue_train:
         return go_on(args, args.checkpoint)
     none = f"there is nothing to resume in {folder}; " if args.resume else ""
