@@ -171,13 +171,13 @@ class SliceCompressionModel(CompressionModel, ABC):
 
     def to_latent(self, x: Tensor, quality: Tensor | float | None = None) -> Tensor:
         """Analysis transform and gain: y as it is quantised. Raises ValueError for a quality that is not to be had."""
-        levels = qualities(quality, len(x), self.variable_rate)
+        levels = qualities(quality, x, self.variable_rate)
         y = self.analysis(x)
         return self.gain(y, levels) if self.variable_rate else y
 
     def to_image(self, y_hat: Tensor, quality: Tensor | float | None = None) -> Tensor:
         """Inverse gain and synthesis transform. Raises ValueError for a quality that is not to be had."""
-        levels = qualities(quality, len(y_hat), self.variable_rate)
+        levels = qualities(quality, y_hat, self.variable_rate)
         return self.synthesis(self.gain.inverse(y_hat, levels) if self.variable_rate else y_hat)
 
     # ---- strings ---------------------------------------------------------------------------------------------------

@@ -95,13 +95,19 @@ def put_symbols(
         check.add(image)
 
 
-def get_symbols(decoders: list[Decoder], checks: list[SymbolCheck], indexes: Tensor, tables: Tables) -> Tensor:
-    """Symbols like `indexes` (B, C, h, w), int32 on the same device, from one decoder an image."""
+def get_symbols(
+    decoders: list[Decoder],
+    checks: list[SymbolCheck],
+    indexes: Tensor,
+    tables: Tables,
+    device: torch.device | None = None,
+) -> Tensor:
+    """Symbols like `indexes` (B, C, h, w), int32 on their device or on `device`, from one decoder an image."""
     (rows,) = to_host(indexes)
     symbols = np.stack([decoder.get(row.ravel(), tables).reshape(row.shape) for decoder, row in zip(decoders, rows)])
     for check, image in zip(checks, symbols):
         check.add(image)
-    return to_device(symbols, indexes.device)
+    return to_device(symbols, device or indexes.device)
 
 
 def encode_under(prior: EntropyBottleneck, z: Tensor, encoders: list[Encoder], checks: list[SymbolCheck]) -> Tensor:
@@ -118,7 +124,7 @@ def decode_under(
     """The inverse, for maps of `shape` (h, w): z_hat (B, C, h, w)."""
     medians = prior.medians()
     indexes = channels_of((len(decoders), prior.channels, *shape))
-    return get_symbols(decoders, checks, indexes, prior.tables()).to(medians) + medians
+    return get_symbols(decoders, checks, indexes, prior.tables(), medians.device).to(medians) + medians
 
 
 def channels_of(shape: Sequence[int]) -> Tensor:
