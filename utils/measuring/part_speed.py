@@ -7,6 +7,7 @@ of these can be beyond the peak, which is the rate of a large product or a 3x3 c
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -34,8 +35,8 @@ def part_speed(
     Medians of `runs` in turn, after one to warm up, for image x (1, 3, H, W). The entropy model is hyper-synthesis and
     slices without entropy coding, as the encoder runs it.
     """
-    with torch.inference_mode(False), torch.no_grad():
-        macs = count_parts(model, *x.shape[-2:])
+    with torch.inference_mode(False):  # whose tensors the counter cannot follow
+        macs = count_parts(copy.deepcopy(model).requires_grad_(False), *x.shape[-2:])
     codecs = {name: Codec(model, **options) for name, (options, _) in CODECS.items()}
     times = {name: [] for name in codecs}
     for _ in range(1 + runs):
