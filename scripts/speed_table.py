@@ -2,14 +2,17 @@
 
     python scripts/speed_table.py
     python scripts/speed_table.py results/benchmark.json mine.json
+    python scripts/speed_table.py --update README.md docs/speed.md
 
-Seconds of encoding and decoding, and how far the parts of a model are from what the machine can do.
+Seconds of encoding and decoding, how far the parts of a model are from what the machine can do, and the machines. With
+--update they replace what such files have between <!-- seconds -->, <!-- peaks --> or <!-- machines --> and <!-- end -->.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +20,7 @@ from typing import Any
 from project_root import ROOT
 
 from utils.cli import UserError, run_program
+from utils.files import atomic_write
 from utils.tables import format_markdown
 
 RESULTS = ROOT / "results"
@@ -52,7 +56,7 @@ def described(part: dict[str, Any]) -> str:
 
 def seconds_table(files: Sequence[Results]) -> str:
     """Plain and quick, a row for machine, model and direction."""
-    header = ["", "plain", "plain, memory kept", *WAYS.values()]
+    header = ["machine: model", "plain", "plain, memory kept", *WAYS.values()]
     return format_markdown(header, list(rows_of(files, PARTS_OF_SECONDS, seconds_cells)))
 
 
@@ -66,7 +70,7 @@ def seconds_cells(row: dict[str, Any]) -> list[str]:
 
 def peak_table(files: Sequence[Results]) -> str:
     """The parts of the models beside the peak."""
-    header = ["", "type", "GMAC", "seconds", "GFLOP/s", "peak", "of peak"]
+    header = ["machine: model, part", "type", "GMAC", "seconds", "GFLOP/s", "peak", "of peak"]
     return format_markdown(header, list(rows_of(files, PARTS_OF_PEAK, peak_cells)))
 
 
@@ -86,18 +90,32 @@ def rows_of(
                 yield [f"{machine(part)}: {part['model']}, {row['what'].removesuffix(', s')}", *values]
 
 
-def tables(files: Sequence[Results]) -> str:
-    """Both tables, and what they were measured on."""
+def machines(files: Sequence[Results]) -> str:
+    """A line for each that the tables name."""
     names = PARTS_OF_SECONDS + PARTS_OF_PEAK
-    machines = dict.fromkeys(described(results[name]) for results in files for name in names if name in results)
-    return "\n\n".join([seconds_table(files), peak_table(files), "\n".join(machines)])
+    return "\n".join(dict.fromkeys(described(results[name]) for results in files for name in names if name in results))
+
+
+def updated(text: str, made: dict[str, str]) -> str:
+    """The text with what was made where it is marked."""
+    for name, table in made.items():
+        text = re.sub(rf"(<!-- {name} -->\n\n).*?(\n\n<!-- end -->)", rf"\g<1>{table}\g<2>", text, flags=re.DOTALL)
+    return text
 
 
 def main(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("files", nargs="*", type=Path, metavar="FILE", help="default: results/benchmark*.json")
+    parser.add_argument("--update", nargs="+", type=Path, default=[], metavar="MD", help="documents with such tables")
     args = parser.parse_args(argv)
-    print(tables([read(path) for path in args.files or sorted(RESULTS.glob("benchmark*.json"))]))
+    files = [read(path) for path in args.files or sorted(RESULTS.glob("benchmark*.json"))]
+    made = {"seconds": seconds_table(files), "peaks": peak_table(files), "machines": machines(files)}
+    for path in args.update:
+        text = updated(path.read_text(encoding="utf-8"), made)
+        with atomic_write(path) as file:
+            file.write(text.encode())
+    if not args.update:
+        print("\n\n".join(made.values()))
 
 
 if __name__ == "__main__":
