@@ -5,7 +5,7 @@
     python scripts/speed_table.py --update README.md docs/speed.md
 
 Seconds of encoding and decoding, how far the parts of a model are from what the machine can do, and the machines. With
---update they replace what such files have between <!-- seconds -->, <!-- peaks --> or <!-- machines --> and <!-- end -->.
+--update they replace what documents have between <!-- seconds -->, <!-- peaks -->, <!-- machines --> and <!-- end -->.
 """
 
 from __future__ import annotations
