@@ -18,19 +18,19 @@ PEAKS = {"fp32": 200.0, "bf16": 400.0, "fp64": 100.0}
 
 
 def test_parts_are_twice_their_products_a_second(monkeypatch):
-    model, x = toy_model("dcae-variable-rate"), toy_image(128, 128)
+    counts = []
     encode = {"g_a": 1.0, "h_a": 2.0, "hyper-synthesis": 3.0, "slice 1": 4.0, "slice 2": 5.0, "entropy coding": 6.0}
     times = {"encode": encode, "decode": {**encode, "g_s": 8.0}}
     monkeypatch.setattr(measuring, "time_once", lambda *args, parts: times)
     monkeypatch.setattr(measuring, "peak_speed", lambda runs, clock: PEAKS)
-    macs = count_parts(model, 128, 128)
+    monkeypatch.setattr(measuring, "count_parts", lambda *what: counts.append(count_parts(*what)) or counts[0])
     with torch.inference_mode():
-        rows = measuring.part_speed(toy_model("dcae-variable-rate"), x, 50.0, 1, "wall")
+        rows = measuring.part_speed(toy_model("elic"), toy_image(64, 64), None, 1, "wall")
     assert [row["type"] for row in rows] == ["fp32"] * 4 + ["bf16"] * 2 + ["fp64"]
     milliseconds = {"g_a": 1, "h_a": 2, "entropy model": 12, "g_s": 8}
     for row in rows:
-        speed = 2 * macs[row["what"]].exact / 1e9 / (milliseconds[row["what"]] / 1000)
-        assert row["GFLOP/s"] == pytest.approx(speed) and row["peak"] == PEAKS[row["type"]]
+        speed = 2 * counts[0][row["what"]].exact / 1e9 / (milliseconds[row["what"]] / 1000)
+        assert row["GFLOP/s"] == pytest.approx(speed) > 0 and row["peak"] == PEAKS[row["type"]]
         assert row["of peak"] == pytest.approx(speed / PEAKS[row["type"]])
 
 
