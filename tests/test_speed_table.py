@@ -30,7 +30,7 @@ def test_parts_are_twice_their_products_a_second(monkeypatch):
     milliseconds = {"g_a": 1, "h_a": 2, "entropy model": 12, "g_s": 8}
     for row in rows:
         speed = 2 * counts[0][row["what"]].exact / 1e9 / (milliseconds[row["what"]] / 1000)
-        assert row["GFLOP/s"] == pytest.approx(speed) > 0 and row["peak"] == PEAKS[row["type"]]
+        assert row["GFLOP/s"] == pytest.approx(speed) and speed > 0 and row["peak"] == PEAKS[row["type"]]
         assert row["of peak"] == pytest.approx(speed / PEAKS[row["type"]])
 
 
@@ -47,10 +47,9 @@ def test_the_documents_have_the_tables_of_the_results(tmp_path):
     before, copies = [path.read_text() for path in documents], [tmp_path / path.name for path in documents]
     for copy, text in zip(copies, before):
         copy.write_text(re.sub(r"(?<=-->\n\n)\|.*?\|(?=\n\n<!-- end)", "| gone |", text, flags=re.DOTALL))
-        assert "| gone |" in copy.read_text()
+    assert copies[0].read_text() != before[0]
     speed_table.main(["--update", *map(str, copies)])
     assert [copy.read_text() for copy in copies] == before
-    assert "AMD EPYC" in before[0] and "Xeon" in before[0]
 
 
 def test_another_file_is_named(tmp_path):
