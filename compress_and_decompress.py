@@ -224,7 +224,7 @@ def decompress(job: Job, data: bytes, codec: Codec, args: argparse.Namespace, sa
         from utils.codec.shipped import codec_of  # here, as CompressAI takes seconds to load
 
         codec = codec_of(stream, codec)
-    written = foreign_environment(stream.environment, codec.device.type)
+    written = foreign_environment(stream.environment, codec.environment)
     if written:
         say_once(job, [f"written by {written}; decoding it elsewhere may fail"], said)
     if args.compile:

@@ -155,13 +155,13 @@ class SliceCompressionModel(CompressionModel, ABC):
 
     def to_latent(self, x: Tensor, quality: Tensor | float | None = None) -> Tensor:
         """(B, 3, H, W) in [0, 1] -> y (B, M, H/16, W/16) after any gain. Raises ValueError for an unfit `quality`."""
-        levels = qualities(quality, len(x), self.variable_rate)
+        levels = qualities(quality, x, self.variable_rate)
         y = self.analysis(x)
         return self.gain(y, levels) if self.variable_rate else y
 
     def to_image(self, y_hat: Tensor, quality: Tensor | float | None = None) -> Tensor:
         """y_hat (B, M, h, w), after any gain -> x_hat (B, 3, 16h, 16w). Raises ValueError for an unfit `quality`."""
-        levels = qualities(quality, len(y_hat), self.variable_rate)
+        levels = qualities(quality, y_hat, self.variable_rate)
         return self.synthesis(self.gain.inverse(y_hat, levels) if self.variable_rate else y_hat)
 
     # ---- strings ---------------------------------------------------------------------------------------------------

@@ -75,11 +75,11 @@ def put_symbols(encoders: list[Encoder], values: Tensor, indexes: Tensor, tables
         encoder.put(image.ravel(), row.ravel(), tables)
 
 
-def get_symbols(decoders: list[Decoder], indexes: Tensor, tables: Tables) -> Tensor:
-    """Symbols like `indexes` (B, C, h, w), int32 on the same device, from one decoder an image."""
+def get_symbols(decoders: list[Decoder], indexes: Tensor, tables: Tables, device: torch.device | None = None) -> Tensor:
+    """Symbols like `indexes` (B, C, h, w), int32 on their device or on `device`, from one decoder an image."""
     (rows,) = to_host(indexes)
     symbols = np.stack([decoder.get(row.ravel(), tables).reshape(row.shape) for decoder, row in zip(decoders, rows)])
-    return to_device(symbols, indexes.device)
+    return to_device(symbols, device or indexes.device)
 
 
 def encode_under(prior: EntropyBottleneck, z: Tensor, encoders: list[Encoder]) -> Tensor:
@@ -94,4 +94,4 @@ def decode_under(prior: EntropyBottleneck, shape: Sequence[int], decoders: list[
     """The inverse of `encode_under` for maps of `shape` (h, w): z_hat (B, C, h, w)."""
     medians = prior.medians()
     indexes = prior._build_indexes((len(decoders), prior.channels, *shape))  # the table of a symbol is its channel
-    return get_symbols(decoders, indexes, prior.tables()).to(medians) + medians
+    return get_symbols(decoders, indexes, prior.tables(), medians.device).to(medians) + medians

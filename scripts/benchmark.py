@@ -8,8 +8,10 @@ Prints tables and writes them as JSON.
     products    matrix products by torch, oneDNN and OpenBLAS, GFLOP/s
     peak        the largest rates that any of them, or a 3x3 convolution, reaches on this machine
     coder       the entropy coder against CompressAI's, on as many symbols as a 768x512 image has
+    parts       transforms and entropy model beside the machine's peak, measured in the same run
     transforms  the model without the engine, float32, bfloat16 transforms, and portable files (a float64 path)
-    shipped     the same for the model in assets
+    shipped, shipped-parts      the same two for the model in assets
+    compiled    analysis and synthesis by --compile against the quick ones; compiles for minutes, only if named
     sizes       seconds and memory of portable files over megapixels, a process each; both should be linear
     folder      images a second, one at a time against reading and writing beside the work, and --jobs
     start       seconds to import torch, the program, and to load a model
@@ -29,10 +31,12 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from datetime import date
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from project_root import ROOT
 
@@ -48,6 +52,8 @@ from utils.devices import processor
 from utils.inference.memory import DEFAULT_STRIPE, held, keep_memory
 from utils.inference.rows import stripes_of
 from utils.measuring.coder_speed import coder_speed
+from utils.measuring.compiled_speed import compiled_speed
+from utils.measuring.part_speed import part_speed
 from utils.measuring.product_speed import peak_speed, product_speed
 from utils.measuring.runs import CLOCKS, image, in_new_process, in_turn, peak, record_part, reset_peak
 from utils.tables import format_table
@@ -60,7 +66,7 @@ WAYS = ("plain", "plain, memory kept", "fp32", "bf16", "fp64")
 def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
-    add("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    add("--parts", nargs="+", choices=PARTS, default=[part for part in PARTS if part != "compiled"])
     add("--model", choices=MODELS, default="dcae")
     add("--sizes", nargs="+", type=float, default=[0.4, 1.6], metavar="MP", help="megapixels (default: 0.4 1.6)")
     add("--images", type=int, default=6, help="in the folder, of the first size (default: 6)")
@@ -133,6 +139,25 @@ def measure_one_way(args: argparse.Namespace) -> dict[str, float]:
             step()
             seconds[name] = clock() - start
     return seconds
+
+
+def measure_parts(args: argparse.Namespace) -> list[dict]:
+    """The model's parts for an image of the first size, beside the machine's peak."""
+    model = get_model(args)
+    quality = DEFAULT_QUALITY if model.variable_rate else None
+    return part_speed(model, image(args.sizes[0]), quality, args.runs, args.clock)
+
+
+def measure_shipped_parts(args: argparse.Namespace) -> list[dict]:
+    """`measure_parts` of the default checkpoint."""
+    return measure_parts(argparse.Namespace(**{**vars(args), "checkpoint": DEFAULT_CHECKPOINT}))
+
+
+def measure_compiled(args: argparse.Namespace) -> list[dict]:
+    """What compiling the transforms for an image of the first size wins."""
+    with torch.inference_mode(False):  # whose tensors cannot be exported
+        model = get_model(args).requires_grad_(False)
+    return compiled_speed(model, image(args.sizes[0]), args.runs, args.clock)
 
 
 def measure_sizes(args: argparse.Namespace) -> Iterator[dict]:
@@ -225,13 +250,16 @@ PARTS: dict[str, Callable[[argparse.Namespace], Iterable[dict]]] = {
     "products": lambda args: product_speed(args.runs, args.clock),
     "peak": lambda args: [{"type": t, "GFLOP/s": v} for t, v in peak_speed(args.runs, args.clock).items()],
     "coder": lambda args: coder_speed(args.runs, args.clock),
+    "parts": measure_parts,
+    "shipped-parts": measure_shipped_parts,
     "transforms": measure_transforms,
     "shipped": measure_shipped,
+    "compiled": measure_compiled,
     "sizes": measure_sizes,
     "folder": measure_folder,
     "start": measure_start,
 }
-OF_THE_SHIPPED_MODEL = ("shipped", "folder")
+OF_THE_SHIPPED_MODEL = ("shipped", "shipped-parts", "folder")
 
 
 def machine(args: argparse.Namespace) -> dict:
@@ -242,7 +270,8 @@ def machine(args: argparse.Namespace) -> dict:
         "clock": args.clock,
         "threads": torch.get_num_threads(),
     }
-    return {"cpu": processor(), "python": platform.python_version(), "torch": torch.__version__, **flags}
+    versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
+    return {"cpu": processor(), "date": date.today().isoformat(), **versions, **flags}
 
 
 def main(argv: Sequence[str]) -> None:

@@ -27,7 +27,7 @@ from utils.codec.bitstream import (
     unpack,
     unpack_official,
 )
-from utils.codec.environment import current_environment, describe_environment
+from utils.codec.environment import current_environment, describe_environment, foreign_environment
 from utils.entropy_coding.rans import Encoder, Tables
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "bitstream.md"
@@ -298,5 +298,11 @@ def test_environments_in_words():
     assert describe_environment(current_environment("cpu")).startswith("cpu on ")
     assert current_environment("cuda:1") == current_environment("cuda")
     assert describe_environment(current_environment("mps")).startswith("another device on ")
+    assert describe_environment(b"\x01\x4b") == "cpu on arm64 with torch 2.11 and --products torch"
+    assert describe_environment(b"\x40\x4f") == "cpu on x86-64 with torch 2.15 and --products onednn"
+    assert describe_environment(current_environment("cpu", "numpy")).endswith(" and --products numpy")
+    here = current_environment("cpu", "onednn")
+    assert foreign_environment(None, here) is foreign_environment(here, here) is None
+    assert foreign_environment(current_environment("cpu"), here).endswith(" and --products torch")
     assert describe_environment(b"\x11\x4b") == "cuda on arm64 with torch 2.11"
     assert describe_environment(b"\xff\xff") == "another device on another processor with torch 7.31"

@@ -18,6 +18,8 @@ from utils.codec.codec import Codec
 from utils.codec.folders import Job
 from utils.inference import compiled
 from utils.inference.compiled import CompiledTransforms, check_ready
+from utils.inference.memory import PRECISIONS
+from utils.measuring.compiled_speed import compiled_speed
 
 
 @pytest.fixture
@@ -58,6 +60,15 @@ def test_each_size_and_precision_is_compiled_once(kind, tmp_path, exported, caps
     decoded = narrow.decompress(narrow.compress(x, quality))
     assert len(exported) == 4 and not torch.equal(decoded, image) and decoded.dtype == torch.float32
     assert {path.suffix for path in tmp_path.iterdir()} == {".pt2"} and len(list(tmp_path.iterdir())) == 4
+
+
+def test_what_compiling_wins(exported):
+    model, x = toy_model("dcae"), toy_image(128, 128)
+    with torch.no_grad():
+        rows = compiled_speed(model, x, 1, "wall")
+    assert [row["what"] for row in rows] == [f"{t}, {p}, s" for p in PRECISIONS for t in ("analysis", "synthesis")]
+    assert all(row["quick/compiled"] == row["quick"] / row["compiled"] > 0 for row in rows)
+    assert len(exported) == 4 and all(row["compiling_s"] > 0 for row in rows)
 
 
 def test_other_weights_are_compiled_anew(tmp_path, exported):

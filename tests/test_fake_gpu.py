@@ -93,7 +93,7 @@ def toy_on_gpu(kind: str) -> tuple[SliceCompressionModel, Tensor, float | None]:
 
 
 def calls_of_coder(model: SliceCompressionModel) -> int:
-    """How often slices are coded: ELIC's in two passes."""
+    """How often slices are coded: ELIC's in two passes, since the second reads the symbols of the first."""
     return model.slices * (2 if hasattr(model, "spatial_context") else 1)
 
 
@@ -105,12 +105,12 @@ def test_forward_under_autocast(kind, pinned):
     assert out["x_hat"].shape == x.shape
     tensors = [out["x_hat"], *out["likelihoods"].values(), *out["para"].values()]
     assert {tensor.device.type for tensor in tensors} == {"cuda"}
-    assert transfers.seen == [Transfer("cuda", False, 1)] * (2 * model.variable_rate)  # the quality, for both gains
+    assert not transfers.seen
 
 
 @pytest.mark.parametrize(("kind", "arithmetic"), [*((kind, "fp64") for kind in TOYS), ("dcae", "fp32")])
 def test_transfers_of_coding(kind, arithmetic, pinned):
-    """One to the host a call of the coder, and one back when decoding; all of them pinned."""
+    """One to the host a call of the coder, and one back when decoding, all of them pinned; nothing else."""
     model, x, quality = toy_on_gpu(kind)
     calls, side_information = calls_of_coder(model), 2 if hasattr(model, "tokens") else 1  # z, or z and tokens
     assert calls <= 2 * model.slices
@@ -120,14 +120,13 @@ def test_transfers_of_coding(kind, arithmetic, pinned):
         coded = engine.quick.compress_latent(engine.quick.to_latent(x, quality), engine.path(arithmetic))
     assert coded["y_hat"].device.type == "cuda"
     assert [transfer.pinned for transfer in encoding.to("cpu")] == [True] * (calls + side_information)
-    assert encoding.to("cuda") == [Transfer("cuda", False, 1)] * model.variable_rate
+    assert not encoding.to("cuda")
     with torch.no_grad(), stripes_of(None), Transfers(pinned) as decoding:
         y_hat, _ = engine.quick.decompress_latent(coded["strings"], coded["shape"], engine.path(arithmetic))
         back = engine.quick.to_image(y_hat, quality)
     assert back.device.type == "cuda" and back.shape == x.shape
     assert [transfer.pinned for transfer in decoding.to("cpu")] == [True] * calls
-    back_again = [transfer.pinned for transfer in decoding.to("cuda")]
-    assert back_again == [False] * side_information + [True] * calls + [False] * model.variable_rate
+    assert [transfer.pinned for transfer in decoding.to("cuda")] == [True] * (side_information + calls)
 
 
 # ---- what the tests above would find -------------------------------------------------------------------------------

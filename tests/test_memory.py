@@ -12,9 +12,11 @@ import pytest
 import torch
 
 from tests.toys import toy_image, toy_model
+from utils import devices
 from utils.cli import UserError
 from utils.codec.codec import Codec
 from utils.inference import memory as inference
+from utils.inference import products
 from utils.inference.memory import give_back_memory, held, keep_memory, memory_size, stripe_within
 
 
@@ -28,6 +30,41 @@ def test_max_memory_is_kept_or_refused():
     with pytest.raises(UserError, match="--max-memory 1M: this image takes"), codec.bounded(100, 100):
         pass
     assert stripe_within(10**9, 10**8, 10**8) > stripe_within(4 * 10**8, 3 * 10**8, 9 * 10**7)
+
+
+def test_packed_weights_count_as_held(monkeypatch):
+    codec, image = Codec(toy_model("dcae"), max_memory=4 << 30), (100, 100)
+    with codec.bounded(*image, "fp64"):
+        pass
+    monkeypatch.setattr(products, "bytes_to_pack", lambda *models: 4 << 30)
+    with pytest.raises(UserError, match="--max-memory 4096M: this image takes"), codec.bounded(*image, "fp64"):
+        pass
+
+
+def test_a_processor_without_bfloat16_says_so_once(monkeypatch, capsys):
+    args = argparse.Namespace(products=None, precision="bf16", max_memory=None, compile=False)
+    for lacks, device, said in ((False, "cpu", 0), (True, "cuda", 0), (True, "cpu", 1)):
+        inference._say_that_bfloat16_is_slow.cache_clear()
+        monkeypatch.setattr(inference, "lacks_bfloat16", lambda lacks=lacks: lacks)
+        for _ in range(2):
+            inference.engine_options(args, torch.device(device))
+        assert capsys.readouterr().err.count("note: this processor has no instructions for bfloat16") == said
+
+
+@pytest.mark.parametrize(
+    "text, lacks",
+    [
+        ("flags\t\t: fpu avx2\n", True),
+        ("flags\t\t: avx512f amx_bf16\n", False),
+        ("Features\t: asimd\n", True),
+        ("Features\t: asimd bf16\n", False),
+        ("model name\t: bf16\n", False),
+    ],
+)
+def test_what_linux_says_of_bfloat16(text, lacks, monkeypatch):
+    monkeypatch.setattr(Path, "read_text", lambda self: text)
+    monkeypatch.setattr(Path, "exists", lambda self: True)
+    assert devices.lacks_bfloat16() == lacks
 
 
 MEASURE_KEPT_MEMORY = """

@@ -14,6 +14,7 @@ from utils.codec.bitstream import BitstreamError
 from utils.codec.codec import Codec
 from utils.data.images import read_image, to_tensor
 from utils.entropy_coding.check import SymbolCheck
+from utils.inference import products
 from utils.measuring.environments import environment
 
 HERE = Path(__file__).parent
@@ -42,6 +43,51 @@ def test_matrix_of_environments(kind):
         for chosen in ENVIRONMENTS:
             with environment(*chosen):
                 codec.decompress(data)  # raises where a symbol differs
+
+
+WAYS = products.available("linear", torch.float32)
+
+
+@pytest.fixture
+def every_product(monkeypatch):
+    """None is too small to be multiplied in the way that is chosen."""
+    monkeypatch.setattr(products, "LEAST_PRODUCTS", 1)
+
+
+@pytest.mark.parametrize("kind", TOYS)
+def test_matrix_of_products(kind, every_product):
+    """A file written with each library for products decodes with every other."""
+    codec, x, files = Codec(toy_model(kind)), photo("city", 60), {}
+    for way in WAYS:
+        with products.choice.fixed(way):
+            files[way] = codec.compress(x, QUALITY if codec.model.variable_rate else None)
+    for written, data in files.items():
+        for way in WAYS:
+            if way != written:
+                with products.choice.fixed(way):
+                    codec.symbols(codec.open(data))  # raises where a symbol differs
+
+
+@pytest.mark.parametrize("arithmetic, dtype", [("fp32", torch.float32), ("fp64", torch.float64)])
+@pytest.mark.parametrize("way", WAYS)
+def test_verify_multiplies_in_another_way(way, arithmetic, dtype, every_product, monkeypatch):
+    codec, used = Codec(toy_model("dcae"), arithmetic), set()
+    for name, function in products.LINEAR.items():
+        monkeypatch.setitem(products.LINEAR, name, noting(used, name, function))
+    with products.choice.fixed(way):
+        data, usual = codec.compress(photo("grass", 60)), products.choice("linear", dtype)
+        used.clear()
+        codec.verify(data)
+        assert products.choice("linear", dtype) == usual
+    assert used and (usual not in used or products.available("linear", dtype) == ["torch"])
+
+
+def noting(used: set, name: str, function):
+    def multiply(*operands):
+        used.add(name)
+        return function(*operands)
+
+    return multiply
 
 
 def hang_on_last_bits(network, arguments, scales):

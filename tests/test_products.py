@@ -142,6 +142,20 @@ def test_packed_weights_go_with_their_weight():
         assert len(products._packed) == before
 
 
+def test_memory_of_weights_that_will_be_packed():
+    convolutions = [torch.nn.Conv2d(32, 8, kernel) for kernel in (1, 3)]
+    model, narrow = torch.nn.Sequential(torch.nn.Linear(32, 16), *convolutions), torch.nn.Linear(32, 16).bfloat16()
+    with choice.fixed("torch"):
+        assert products.bytes_to_pack(model) == 0
+    with choice.fixed("onednn"):
+        assert products.bytes_to_pack(model, narrow) == 4 * 32 * (16 + 8)
+        half = model[0].weight.detach()[:8]
+        linear(draw(8, 32), half)
+        assert products.bytes_to_pack(model) == 4 * 32 * (8 + 8)
+        linear(draw(8, 32), model[1].weight)
+        assert products.bytes_to_pack(model) == 4 * 32 * 8
+
+
 def test_weights_that_come_and_go():
     with choice.fixed("onednn"):
         for i in range(50):  # most have the id and the memory of the one before

@@ -52,6 +52,18 @@ def _require_gpu(device: torch.device, flag: str) -> None:
 
 def processor() -> str:
     """The CPU's name, if the system says it."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+    return _cpuinfo("model name") or platform.processor() or platform.machine()
+
+
+def lacks_bfloat16() -> bool:
+    """Whether the CPU is known to have no instructions for products in bfloat16; False where the system is silent."""
+    features = (_cpuinfo("flags") or _cpuinfo("Features")).split()  # x86, Arm
+    return bool(features) and not {"avx512_bf16", "amx_bf16", "bf16"} & {*features}
+
+
+def _cpuinfo(key: str) -> str:
+    """What Linux says of the first processor, or nothing."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    values = [line.split(":", 1)[1].strip() for line in lines if line.split(":")[0].strip() == key]
+    return values[0] if values else ""

@@ -23,8 +23,8 @@ def is_quality(value: float) -> bool:
     return QUALITY_MIN <= value <= QUALITY_MAX
 
 
-def qualities(quality: Tensor | float | None, batch: int, variable_rate: bool) -> Tensor | None:
-    """`quality` as (batch,); None for models of one rate.
+def qualities(quality: Tensor | float | None, like: Tensor, variable_rate: bool) -> Tensor | None:
+    """`quality` as (B,) for maps `like` (B, ...), a number on their device; None for models of one rate.
 
     Raises ValueError where it is missing, not wanted or outside 1..100. Values on a GPU are not checked, as reading
     them would mean waiting for it.
@@ -41,7 +41,9 @@ def qualities(quality: Tensor | float | None, batch: int, variable_rate: bool) -
         known = quality.reshape(-1).tolist() if quality.device.type == "cpu" else []
     if not all(map(is_quality, known)):
         raise ValueError(f"quality {quality} is outside 1..100")
-    return torch.as_tensor(quality, dtype=torch.float32).expand(batch)
+    if not isinstance(quality, Tensor):
+        quality = like.new_full((1,), quality, dtype=torch.float32)  # a GPU makes it by itself: nothing is transferred
+    return quality.to(torch.float32).expand(len(like))
 
 
 def lambda_of_quality(quality: Tensor | float, lambda_range: Sequence[float] = LAMBDA_RANGE) -> Tensor:

@@ -69,6 +69,12 @@ class Codec(Engine):
         """Who wrote a file. Raises ValueError where the entropy tables are empty."""
         return fingerprint(self.model)
 
+    @property
+    def environment(self) -> bytes:
+        """What files in float32 say of where they were written."""
+        device = self.device.type
+        return current_environment(device, products.choice("linear", torch.float32) if device == "cpu" else "torch")
+
     @torch.no_grad()
     def compress(
         self, x: Tensor, quality: float | None = None, effort: int | None = None, progress: Progress | None = None
@@ -119,7 +125,7 @@ class Codec(Engine):
         if self.arithmetic == "published":
             return pack_official(height, width, y, z)
         portable = self.arithmetic == "fp64"
-        environment = None if portable else current_environment(x.device.type)
+        environment = None if portable else self.environment
         return pack(
             Bitstream(height, width, (y, z), self.fingerprint, coded["checks"][0], portable, quality, environment)
         )
@@ -162,7 +168,8 @@ class Codec(Engine):
 
         Another number of threads, another library for products, no oneDNN: what another machine would do differently.
         """
-        stream, threads, way = self.open(data), torch.get_num_threads(), products.another_way()
+        stream, threads = self.open(data), torch.get_num_threads()
+        way = products.another_way(torch.float32 if stream.arithmetic == "fp32" else torch.float64)
         torch.set_num_threads(1 if threads > 1 else 2)
         try:
             bounded = self.bounded(stream.height, stream.width, stream.arithmetic)

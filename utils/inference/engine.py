@@ -101,10 +101,17 @@ class Engine:
         if device.type == "cpu":
             warm_up()
             give_back_memory()
-        held_before = held(device) + (workspace(path) if device.type == "cpu" else 0)
+        held_before = held(device) + (workspace(path) + self.to_pack(path) if device.type == "cpu" else 0)
         rows, columns = padded_size(height, width, self.model.size_multiple)
         with stripes_of(stripe_within(self.max_memory, held_before, rows * columns * BYTES_A_PIXEL)):
             yield
+
+    def to_pack(self, path: SliceCompressionModel) -> int:
+        """Bytes of weights that will be packed (utils/inference/products.py) when an image is coded by this path."""
+        if path is self.quick:
+            return products.bytes_to_pack(path)
+        names = self.quick.transform_names + self.quick.hyper_names
+        return products.bytes_to_pack(path, *(getattr(self.quick, name) for name in names))
 
     def prepare(self, height: int, width: int, *transforms: str) -> None:
         """With `compiled`, make what an image of this size needs before the clock of its own time starts."""

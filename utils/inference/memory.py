@@ -6,13 +6,16 @@ import argparse
 import ctypes
 import mmap
 import re
+import sys
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from utils.cli import UserError
+from utils.devices import lacks_bfloat16
 from utils.files import cache_folder
 from utils.inference import products
 
@@ -46,6 +49,8 @@ def add_inference_flags(parser: argparse.ArgumentParser) -> None:
 def engine_options(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     """What the flags say, as arguments of Engine. Raises UserError where they cannot be followed."""
     products.choice.fix(args.products)
+    if args.precision == "bf16" and device.type == "cpu" and lacks_bfloat16():
+        _say_that_bfloat16_is_slow()
     options = {"precision": args.precision, "max_memory": args.max_memory}
     if not args.compile:
         return options
@@ -57,6 +62,12 @@ def engine_options(args: argparse.Namespace, device: torch.device) -> dict[str, 
 
     check_ready(cache_folder())
     return options | {"compiled": CompiledTransforms(cache_folder())}
+
+
+@cache
+def _say_that_bfloat16_is_slow() -> None:
+    """Once, however many models are evaluated."""
+    print("note: this processor has no instructions for bfloat16: --precision fp32 is faster here", file=sys.stderr)
 
 
 def stripe_within(limit: int, held_before: int, maps: int) -> int:

@@ -72,10 +72,26 @@ def available(kind: str, dtype: torch.dtype) -> list[str]:
     return ["torch", *["onednn"] * onednn, *["numpy"] * numpy]
 
 
-def another_way() -> str:
-    """A way that sums portable files' products up in another order than they are now, if there is one."""
-    others = [way for way in available("linear", torch.float64) if way != choice("linear", torch.float64)]
+def another_way(dtype: torch.dtype = torch.float64) -> str:
+    """A way that sums products up in another order than they are now, if there is one; float64: of portable files."""
+    others = [way for way in available("linear", dtype) if way != choice("linear", dtype)]
     return (others or ["torch"])[0]
+
+
+def bytes_to_pack(*models: nn.Module) -> int:
+    """Memory that packed weights of these models' layers will still take."""
+    if choice("linear", torch.float32) != "onednn":
+        return 0
+    weights = [layer.weight for model in models for layer in model.modules() if _is_packed(layer)]
+    memory = {weight.untyped_storage().data_ptr() for weight in weights}
+    packed = [weight for kept in _packed.values() if (weight := kept[0]()) is not None]
+    done = sum(weight.nbytes for weight in packed if weight.untyped_storage().data_ptr() in memory)
+    return max(0, sum(weight.nbytes for weight in weights) - done)
+
+
+def _is_packed(layer: nn.Module) -> bool:
+    pointwise = isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1) and layer.groups == 1
+    return (pointwise or isinstance(layer, nn.Linear)) and layer.weight.dtype is torch.float32
 
 
 # ---- the ways ------------------------------------------------------------------------------------------------------

@@ -85,16 +85,18 @@ def by_part(codec: Codec, watch: Stopwatch) -> Iterator[None]:
 
     Entropy coding is all that happens once distributions are known: rounding, choosing tables, rANS.
     """
-    methods = {"analysis": "g_a", "synthesis": "g_s", "hyper_synthesis": "hyper-synthesis", "encode_hyper": "h_a"}
-    methods |= {"slice_support": _slice, "code_slice": _slice}
+    of_transforms = {"analysis": "g_a", "synthesis": "g_s", "encode_hyper": "h_a"}
+    of_path = {"hyper_synthesis": "hyper-synthesis", "slice_support": _slice, "code_slice": _slice}
+    path = codec.path(codec.arithmetic)
     coding = [(coder, "__call__") for coder in (coders.EncodingCoder, coders.DecodingCoder)]
     coding += [(rans.Encoder, name) for name in ("put", "finish")] + [
         (rans.Decoder, "get"),
         (rans.Decoder, "check_end"),
     ]
     with ExitStack() as stack:
-        for method, name in methods.items():
-            stack.enter_context(watch.watching(codec.quick, method, name))
+        for model, methods in ((codec.quick, of_transforms), (path, of_path)):
+            for method, name in methods.items():
+                stack.enter_context(watch.watching(model, method, name))
         for owner, method in coding:
             stack.enter_context(watch.watching(owner, method, CODING))
         yield
