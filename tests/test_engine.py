@@ -166,6 +166,20 @@ def test_all_of_dcae_has_faster_classes():
     assert quick.g_a[0].conv.weight is toy_model("dcae").g_a[0].conv.weight or quick.g_a[0].conv.weight.data_ptr()
 
 
+@pytest.mark.parametrize("stripe", [THIN, None])
+@pytest.mark.parametrize("kind", TOYS)
+def test_quick_layers_leave_what_they_are_given_as_it_is(kind, stripe):
+    """Somebody may keep the output of any layer of a transform."""
+    quick, y_hat = fast(toy_model(kind)), torch.randn(1, toy_model(kind).M, 8, 8)
+    with torch.no_grad(), stripes_of(stripe):
+        for transform, x in ((quick.g_a, toy_image(128, 128)), (quick.g_s, y_hat)):
+            for layer in transform:
+                before = x.clone()
+                after = layer(x)
+                assert torch.equal(x, before), type(layer).__name__
+                x = after
+
+
 def test_copies_share_the_weights():
     model = toy_model("dcae")
     quick = fast(model)

@@ -7,6 +7,7 @@ import os
 import select
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
@@ -29,6 +30,7 @@ def run_program(main: Callable[[Sequence[str]], int | None], argv: Sequence[str]
     open_streams()
     for stream in (sys.stdout, sys.stderr):
         forgive(stream)
+    warnings.filterwarnings("ignore", ".*torch.jit.script", FutureWarning)  # a library's own, of what CompressAI loads
     argv = list(sys.argv[1:] if argv is None else argv)
     if signal.getsignal(signal.SIGINT) is _leave_interrupted:
         signal.signal(signal.SIGINT, signal.default_int_handler)
