@@ -39,12 +39,17 @@ WRITERS = {**TOYS, "icwem": ("icwem", _TCM)}  # of the files in tests/portable
 
 def toy_model(kind: str, salt: str = "") -> SliceCompressionModel:
     """The toy of this kind in eval mode, tables ready, for its caller alone; another salt gives other weights."""
-    return copy.deepcopy(_filled(kind, salt, False))
+    return _copy_of(kind, salt, False)
 
 
 def writer(kind: str) -> SliceCompressionModel:
     """The toy that wrote tests/portable/KIND.bin."""
-    return copy.deepcopy(_filled(kind, "", True))
+    return _copy_of(kind, "", True)
+
+
+def _copy_of(*which: str | bool) -> SliceCompressionModel:
+    with torch.inference_mode(False):  # a model has gradients wherever it is asked for
+        return copy.deepcopy(_filled(*which))
 
 
 @cache
