@@ -66,10 +66,14 @@ def test_names_shapes_and_order(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("size", SIZES)
-def test_values(filled, size):
+def test_values(filled):
     """In float64, so that the differences are the float32 reference's own, whatever machine this is."""
     name, model = filled[0], copy.deepcopy(filled[1]).double()
+    for size in SIZES if name == "dcae" else SIZES[:1]:  # the second one costs a minute more of the others
+        check_values(name, model, size)
+
+
+def check_values(name, model, size):
     reference = np.load(HERE / f"{name}_{size}.npz")
     image = torch.from_numpy(np.array(Image.open(HERE / f"input_{size}.png"))).permute(2, 0, 1)[None].float() / 255
     x = pad_centred(image, 128).double()
