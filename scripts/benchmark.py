@@ -48,7 +48,7 @@ from utils.codec.checkpoint import DEFAULT_CHECKPOINT, load_model
 from utils.codec.codec import Codec
 from utils.codec.folders import Job, Outcome, Stages, run_jobs
 from utils.data.images import read_image, to_tensor, to_uint8, write_png
-from utils.devices import processor
+from utils.devices import lacks_bfloat16, processor
 from utils.inference.memory import DEFAULT_STRIPE, held, keep_memory
 from utils.inference.rows import stripes_of
 from utils.measuring.coder_speed import coder_speed
@@ -92,17 +92,19 @@ def get_model(args: argparse.Namespace):
 def measure_transforms(args: argparse.Namespace) -> list[dict]:
     """Encoding and decoding an image of the first size, and the transforms in them: a process each, in turn.
 
-    The plain formulas run as torch runs them, and once more with the memory kept that our programs keep.
+    The plain formulas run as torch runs them, and once more with the memory kept that our programs keep. bf16 is left
+    out on processors that have none.
     """
     flags = [*shared_flags(args), "--sizes", f"{args.sizes[0]}"]
+    ways = [way for way in WAYS if way != "bf16" or not lacks_bfloat16()]
     measured = [
-        {way: in_new_process(__file__, ["--one-way", way, *flags], f"transforms, {way}") for way in WAYS}
+        {way: in_new_process(__file__, ["--one-way", way, *flags], f"transforms, {way}") for way in ways}
         for _ in range(args.runs)
     ]
     rows = []
     for step in measured[0]["plain"]:
-        seconds = {way: statistics.median(run[way][step] for run in measured) for way in WAYS}
-        times = {f"plain/{way}": seconds["plain"] / seconds[way] for way in ("fp32", "bf16", "fp64")}
+        seconds = {way: statistics.median(run[way][step] for run in measured) for way in ways}
+        times = {f"plain/{way}": seconds["plain"] / seconds[way] for way in ways if "plain" not in way}
         rows.append({"what": f"{step}, s", **seconds, **times})
     return rows
 

@@ -65,7 +65,8 @@ def seconds_cells(row: dict[str, Any]) -> list[str]:
     if row["what"] not in STEPS:
         return []
     cells = [f"{row[way]:#.2g}" for way in ("plain", "plain, memory kept")]
-    return [*cells, *(f"{row[way]:#.2g} ({row[f'plain/{way}']:.2f} x)" for way in WAYS)]
+    quick = (f"{row[way]:#.2g} ({row[f'plain/{way}']:.2f} x)" if way in row else "has none" for way in WAYS)
+    return [*cells, *quick]
 
 
 def peak_table(files: Sequence[Results]) -> str:

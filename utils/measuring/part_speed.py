@@ -15,6 +15,7 @@ from torch import Tensor
 
 from models.base import SliceCompressionModel
 from utils.codec.codec import Codec
+from utils.devices import lacks_bfloat16
 from utils.measuring.complexity import count_parts
 from utils.measuring.latency import Times, median, time_once
 from utils.measuring.product_speed import GIGA, peak_speed
@@ -33,19 +34,20 @@ def part_speed(
     """Rows for a table: part, type; 10^9 multiplications, seconds, GFLOP/s, the peak in that type, and their ratio.
 
     Medians of `runs` in turn, after one to warm up, for image x (1, 3, H, W). The entropy model is hyper-synthesis and
-    slices without entropy coding, as the encoder runs it.
+    slices without entropy coding, as the encoder runs it. bf16 is left out on processors that have none.
     """
     with torch.inference_mode(False):  # whose tensors the counter cannot follow
         macs = count_parts(copy.deepcopy(model).requires_grad_(False), *x.shape[-2:])
-    codecs = {name: Codec(model, **options) for name, (options, _) in CODECS.items()}
+    types = [name for name in CODECS if name != "bf16" or not lacks_bfloat16()]
+    codecs = {name: Codec(model, **CODECS[name][0]) for name in types}
     times = {name: [] for name in codecs}
     for _ in range(1 + runs):
         for name, codec in codecs.items():
             times[name].append(time_once(codec, x, quality, CLOCKS[clock], parts=True))
     peaks, rows = peak_speed(runs, clock), []
-    for name, (_, parts) in CODECS.items():
+    for name in types:
         seconds = seconds_of_parts(median(times[name][1:]))
-        rows += [_row(part, name, macs[part].exact, seconds[part], peaks[name]) for part in parts]
+        rows += [_row(part, name, macs[part].exact, seconds[part], peaks[name]) for part in CODECS[name][1]]
     return rows
 
 
