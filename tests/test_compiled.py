@@ -62,7 +62,8 @@ def test_each_size_and_precision_is_compiled_once(kind, tmp_path, exported, caps
     assert {path.suffix for path in tmp_path.iterdir()} == {".pt2"} and len(list(tmp_path.iterdir())) == 4
 
 
-def test_what_compiling_wins(exported):
+def test_what_compiling_wins(exported, monkeypatch):
+    monkeypatch.setattr("utils.measuring.compiled_speed.lacks_bfloat16", lambda: False)
     model, x = toy_model("dcae"), toy_image(128, 128)
     with torch.no_grad():
         rows = compiled_speed(model, x, 1, "wall")
