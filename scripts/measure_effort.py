@@ -22,9 +22,8 @@ import torch
 from bench_codecs import processor_seconds
 from tqdm import tqdm
 
-from models import load_model
 from utils.cli import UserError, run_program
-from utils.codec.checkpoint import DEFAULT_CHECKPOINT
+from utils.codec.checkpoint import DEFAULT_CHECKPOINT, load_model
 from utils.codec.codec import Codec
 from utils.codec.trade_off import EFFORTS, STEPS
 from utils.data.images import read_image, to_tensor, to_uint8

@@ -69,9 +69,8 @@ def test_nothing_imports_tests():
         assert not any(module.split(".")[0] == "tests" for module in imports_of(path)), path
 
 
-def test_models_need_the_entropy_coder_and_the_word_for_an_error_alone():
+def test_models_need_the_entropy_coder_alone():
     used = {
         module for path in FILES if "models" in path.parts for module in imports_of(path) if module.startswith("utils")
     }
-    allowed = ("utils.entropy_coding", "utils.cli.UserError")
-    assert all(module.startswith(allowed) for module in used - {"utils.cli"}), used
+    assert all(module.startswith("utils.entropy_coding") for module in used), used

@@ -19,21 +19,17 @@ from typing import Any, BinaryIO
 
 import torch
 
-from utils.cli import UserError
-
 PLAIN = (bool, bytearray, bytes, complex, dict, float, frozenset, int, list, range, set, slice, str, tuple)
 REBUILD = ("_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_parameter", "_rebuild_parameter_with_state")
 PROGRAMS = frozenset(
     ("builtins", "code", "codeop", "ctypes", "importlib", "marshal", "multiprocessing", "nt", "os", "posix", "pty")
     + ("runpy", "shutil", "signal", "socket", "subprocess", "sys", "webbrowser")
 )  # of what these offer, only PLAIN has a place in a checkpoint
-
-
 PART = "|"  # in a safetensors file: between the name of a weight that is kept as integers and that of a part of it
 OLD_MODULES = {"__builtin__": "builtins", "copy_reg": "copyreg"}  # as pickles up to protocol 2 call them
 
 
-class CheckpointError(UserError, ValueError):
+class CheckpointError(ValueError):
     """Why a file gives no model: one line that names the file and the way out."""
 
 

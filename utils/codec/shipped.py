@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from threading import Lock
 
-from models import load_model
 from utils.codec.bitstream import Bitstream
-from utils.codec.checkpoint import DEFAULT_CHECKPOINT
+from utils.codec.checkpoint import DEFAULT_CHECKPOINT, load_model
 from utils.codec.codec import Codec
 
 _loading = Lock()
