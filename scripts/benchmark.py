@@ -48,7 +48,7 @@ from utils.codec.checkpoint import DEFAULT_CHECKPOINT, load_model
 from utils.codec.codec import Codec
 from utils.codec.folders import Job, Outcome, Stages, run_jobs
 from utils.data.images import read_image, to_tensor, to_uint8, write_png
-from utils.devices import lacks_bfloat16, processor
+from utils.devices import precisions_here, processor
 from utils.inference.memory import DEFAULT_STRIPE, held, keep_memory
 from utils.inference.rows import stripes_of
 from utils.measuring.coder_speed import coder_speed
@@ -96,7 +96,7 @@ def measure_transforms(args: argparse.Namespace) -> list[dict]:
     out on processors that have none.
     """
     flags = [*shared_flags(args), "--sizes", f"{args.sizes[0]}"]
-    ways = [way for way in WAYS if way != "bf16" or not lacks_bfloat16()]
+    ways = precisions_here(WAYS)
     measured = [
         {way: in_new_process(__file__, ["--one-way", way, *flags], f"transforms, {way}") for way in ways}
         for _ in range(args.runs)

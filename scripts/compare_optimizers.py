@@ -22,12 +22,12 @@ import project_root  # noqa: F401
 
 from models import MODELS, build_model
 from utils.cli import UserError, run_program
-from utils.evaluation.results import to_json
 from utils.figures.plots import check_format, new_figure, save_figure
 from utils.figures.small_ablation import SHAPE
 from utils.files import require_writable
 from utils.measuring.complexity import count_parts
 from utils.tables import format_table
+from utils.text import to_json
 from utils.training.optimizer_cost import soap_cost
 
 RUNS = {"adam": "--optimizer adam -lr 5e-4 --max-steps 500", "soap": "--optimizer soap -lr 2e-3 --max-steps 360"}

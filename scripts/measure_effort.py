@@ -29,7 +29,6 @@ from utils.codec.trade_off import EFFORTS, STEPS
 from utils.data.images import read_image, to_tensor, to_uint8
 from utils.data.listing import find_images
 from utils.evaluation.evaluation import mean
-from utils.evaluation.results import to_json
 from utils.figures.bd_rate import mean_over_images
 from utils.figures.classical_codecs import AVIF, AVIF_BEST, PillowCodec
 from utils.figures.plots import new_figure, save_figure
@@ -38,6 +37,7 @@ from utils.files import atomic_write, require_writable
 from utils.inference.memory import keep_memory
 from utils.metrics import psnr
 from utils.tables import format_table
+from utils.text import to_json
 
 QUALITIES = (5, 20, 35, 50, 65, 80, 95)
 SPEEDS = (10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0)

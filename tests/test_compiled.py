@@ -63,7 +63,7 @@ def test_each_size_and_precision_is_compiled_once(kind, tmp_path, exported, caps
 
 
 def test_what_compiling_wins(exported, monkeypatch):
-    monkeypatch.setattr("utils.measuring.compiled_speed.lacks_bfloat16", lambda: False)
+    monkeypatch.setattr("utils.devices.lacks_bfloat16", lambda: False)
     model, x = toy_model("dcae"), toy_image(128, 128)
     with torch.no_grad():
         rows = compiled_speed(model, x, 1, "wall")

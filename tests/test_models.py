@@ -15,6 +15,7 @@ from utils.entropy_coding.rans import DesynchronisedError, Encoder
 from utils.inference.float64 import portable
 
 SIZES = [(1, 1), (1, 300), (128, 128), (129, 127)]
+MORE_SIZES = [(17, 64), (200, 312), (256, 128)]  # of one model, as padding is everybody's
 
 
 def quality_of(model):
@@ -33,6 +34,10 @@ def codecs(model):
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_decode_of_encode_equals_the_quantised_forward(model, codecs, size):
+    check_there_and_back(model, codecs, size)
+
+
+def check_there_and_back(model, codecs, size):
     x, quality = toy_image(*size), quality_of(model)
     out = model.compress(x, quality)
     back = model.decompress(out["strings"], out["shape"], size, quality)
@@ -41,6 +46,12 @@ def test_decode_of_encode_equals_the_quantised_forward(model, codecs, size):
         assert torch.equal(back["x_hat"], model(x, quality)["x_hat"].clamp(0, 1))
     for codec in codecs:
         assert codec.decompress(codec.compress(x, quality)).shape == x.shape
+
+
+@pytest.mark.parametrize("size", MORE_SIZES, ids=str)
+def test_more_sizes(size):
+    model = toy_model("dcae-variable-rate")
+    check_there_and_back(model, [Codec(model, arithmetic) for arithmetic in ("fp32", "fp64")], size)
 
 
 def test_batches(model):

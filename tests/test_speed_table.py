@@ -22,7 +22,7 @@ def test_parts_are_twice_their_products_a_second(monkeypatch):
     encode = {"g_a": 1.0, "h_a": 2.0, "hyper-synthesis": 3.0, "slice 1": 4.0, "slice 2": 5.0, "entropy coding": 6.0}
     times = {"encode": encode, "decode": {**encode, "g_s": 8.0}}
     monkeypatch.setattr(measuring, "time_once", lambda *args, parts: times)
-    monkeypatch.setattr(measuring, "lacks_bfloat16", lambda: False)
+    monkeypatch.setattr("utils.devices.lacks_bfloat16", lambda: False)
     monkeypatch.setattr(measuring, "peak_speed", lambda runs, clock: PEAKS)
     monkeypatch.setattr(measuring, "count_parts", lambda *what: counts.append(count_parts(*what)) or counts[0])
     with torch.inference_mode():

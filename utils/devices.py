@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -59,6 +60,11 @@ def lacks_bfloat16() -> bool:
     """Whether the CPU is known to have no instructions for products in bfloat16; False where the system is silent."""
     features = (_cpuinfo("flags") or _cpuinfo("Features")).split()  # x86, Arm
     return bool(features) and not {"avx512_bf16", "amx_bf16", "bf16"} & {*features}
+
+
+def precisions_here(names: Iterable[str]) -> list[str]:
+    """`names` without "bf16" where the CPU has no instructions for it: it works there, but measures nothing."""
+    return [name for name in names if name != "bf16" or not lacks_bfloat16()]
 
 
 def _cpuinfo(key: str) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from models.base import SliceCompressionModel
-from utils.devices import lacks_bfloat16
+from utils.devices import precisions_here
 from utils.inference.compiled import CompiledTransforms
 from utils.inference.engine import Engine
 from utils.inference.memory import PRECISIONS
@@ -24,7 +24,7 @@ def compiled_speed(model: SliceCompressionModel, x: Tensor, runs: int, clock: st
     """
     inputs, rows = {"analysis": x, "synthesis": model.analysis(x)}, []
     with tempfile.TemporaryDirectory() as folder:
-        for precision in (name for name in PRECISIONS if name != "bf16" or not lacks_bfloat16()):
+        for precision in precisions_here(PRECISIONS):
             libraries = CompiledTransforms(Path(folder))
             engines = {"quick": Engine(model, precision), "compiled": Engine(model, precision, compiled=libraries)}
             for name, value in inputs.items():

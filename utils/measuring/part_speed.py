@@ -15,7 +15,7 @@ from torch import Tensor
 
 from models.base import SliceCompressionModel
 from utils.codec.codec import Codec
-from utils.devices import lacks_bfloat16
+from utils.devices import precisions_here
 from utils.measuring.complexity import count_parts
 from utils.measuring.latency import Times, median, time_once
 from utils.measuring.product_speed import GIGA, peak_speed
@@ -38,7 +38,7 @@ def part_speed(
     """
     with torch.inference_mode(False):  # whose tensors the counter cannot follow
         macs = count_parts(copy.deepcopy(model).requires_grad_(False), *x.shape[-2:])
-    types = [name for name in CODECS if name != "bf16" or not lacks_bfloat16()]
+    types = precisions_here(CODECS)
     codecs = {name: Codec(model, **CODECS[name][0]) for name in types}
     times = {name: [] for name in codecs}
     for _ in range(1 + runs):
