@@ -493,11 +493,8 @@ def test_rows_are_overwritten_only_where_that_is_safe():
 @pytest.mark.parametrize("kind", TOYS)
 def test_portable_files_are_read_in_any_stripe(kind):
     codec, x = Codec(toy_model(kind)), toy_image(100, 150)
-    for writing, reading in (
-        (THIN, None),
-        (None, THIN),
-        (10 * THIN, THIN),
-    ):  # the files differ where the transform's y is close to a tie
+    for writing, reading in ((THIN, None), (None, THIN), (10 * THIN, THIN)):
+        # each pair has its own file: they differ where the transform's y is close to a tie
         with stripes_of(writing):
             data = codec.compress(x, quality_of(codec.model))
             image = codec.decompress(data)
