@@ -30,7 +30,7 @@ import torch
 from torch import nn
 
 from utils.cli import UserError, run_program
-from utils.codec.checkpoint import remove_unfinished, save_checkpoint
+from utils.codec.checkpoint import load_model, remove_unfinished, save_checkpoint
 from utils.data.datasets import Crops, ImageFiles, Sampling, batch_positions, in_one_line, make_loader
 from utils.data.survey import Survey, hold_images, survey_images
 from utils.devices import describe_device
@@ -47,7 +47,7 @@ from utils.training.step import Recipe, train_step
 from utils.training.stopping import StopRequest, stop_requests
 from utils.training.validation import describe_left_out, format_validation, lambdas_to_validate, validate
 
-START_CROPS = 256  # for --start pca
+PCA_CROPS, GROWTH_CROPS = 256, 8  # that --start pca and --grow look at
 SHOWN_IMAGES = 3  # reconstructions that TensorBoard gets
 
 
@@ -65,7 +65,9 @@ def main(argv: Sequence[str]) -> None:
         course = plan_steps(args, survey, processes, start)
         alike(processes, lambda: check_patch(args, start))
         if args.start == "pca" and not start.state:
-            alike(processes, lambda: start_as_pca(start.model, start_images(args, survey), args.weight))
+            alike(processes, lambda: start_as_pca(start.model, start_images(args, survey, PCA_CROPS), args.weight))
+        if args.grow and not start.state:
+            alike(processes, lambda: grow_from_file(args, start, survey))
         if folder and processes.first:
             remove_unfinished(folder)
         state = make_state(args, start, course, survey, device, processes)
@@ -98,10 +100,17 @@ def check_patch(args: argparse.Namespace, start: Start) -> None:
         raise UserError(f"--patch-size {side}: {start.name} works on multiples of {multiple}; choose one of them")
 
 
-def start_images(args: argparse.Namespace, survey: Survey) -> torch.Tensor:
-    """Crops of the training images (B, 3, P, P) in [0, 1] for --start pca."""
+def grow_from_file(args: argparse.Namespace, start: Start, survey: Survey) -> None:
+    """Give the fresh model what the narrower one of --grow has learned."""
+    from utils.training.growth import grow  # here, as CompressAI takes seconds to load
+
+    grow(start.model, load_model(args.grow), start_images(args, survey, GROWTH_CROPS))
+
+
+def start_images(args: argparse.Namespace, survey: Survey, count: int) -> torch.Tensor:
+    """Crops of the training images (count, 3, P, P) in [0, 1]."""
     crops = Crops(ImageFiles(survey.images.paths), Sampling(args.seed, len(survey.images.paths), 1), args.patch_size[0])
-    return torch.stack([crops[i][0] for i in range(START_CROPS)]).permute(0, 3, 1, 2).float() / 255
+    return torch.stack([crops[i][0] for i in range(count)]).permute(0, 3, 1, 2).float() / 255
 
 
 def plan_steps(args: argparse.Namespace, survey: Survey, processes: Processes, start: Start) -> float:

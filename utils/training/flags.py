@@ -50,6 +50,9 @@ def add_model(add) -> None:
     add("--start", choices=("random", "pca"), default="random",
         help="fresh transforms: pca starts them as principal components of the images (default: random)")  # fmt: skip
     add("--checkpoint", type=Path, metavar="FILE", help="start from the weights of this file")
+    add(
+        "--grow", type=Path, metavar="FILE", help="start as the narrower dcae in this file, and widen it to these sizes"
+    )
     add("--continue_train", action="store_true", help="go on with the whole state of --checkpoint")
 
 
@@ -155,6 +158,9 @@ def check_flags(args: argparse.Namespace) -> None:
         (args.test_batch_size > 1, "--test-batch-size: whole images differ in size, so only 1 is possible"),
         (args.continue_train and not args.checkpoint, "--continue_train: give the file to go on with as --checkpoint"),
         (args.start == "pca" and args.checkpoint, "--start pca: --checkpoint brings weights; leave out one of them"),
+        (args.grow and args.checkpoint, "--grow: --checkpoint brings weights, too; leave out one of them"),
+        (args.grow and args.start == "pca", "--grow: brings weights; leave out --start pca"),
+        (args.grow and args.model not in (None, "dcae"), f"--grow: is for dcae; leave out --model {args.model}"),
         (args.resume and args.continue_train, "--resume and --continue_train name two states; choose one"),
         (args.resume and not args.save, "--resume: with --no-save there is nothing to go on with"),
         (args.keep_every and not args.save, "--keep-every: --no-save keeps nothing; leave out one of them"),

@@ -43,7 +43,7 @@ def find_start(args: argparse.Namespace, folder: Path | None) -> Start:
     if args.continue_train:
         return go_on(args, args.checkpoint)
     none = f"there is nothing to resume in {folder}; " if args.resume else ""
-    start = from_weights(args) if args.checkpoint else fresh(args)
+    start = from_weights(args) if args.checkpoint else grown(args) if args.grow else fresh(args)
     return Start(start.name, start.model, None, none + start.text)
 
 
@@ -51,6 +51,16 @@ def fresh(args: argparse.Namespace) -> Start:
     """A new model."""
     name = args.model or "dcae"
     return Start(name, build(name, requested_options(args, name)), None, f"starting {name} with fresh weights")
+
+
+def grown(args: argparse.Namespace) -> Start:
+    """A new model, as large as --grow's file but for what the flags say; utils/training/growth.py fills it."""
+    source = load_model(args.grow)
+    if source.model_name != "dcae":
+        raise UserError(f"--grow {args.grow}: holds a {source.model_name}; only a dcae can be grown")
+    same = {"feature_channels": source.features, "answer_channels": source.answers}  # not M, which may grow
+    config = {**source.config, **same, **requested_options(args, "dcae")}
+    return Start("dcae", build("dcae", config), None, f"growing {args.grow}, with new channels and fresh optimizers")
 
 
 def build(name: str, options: dict[str, Any]) -> SliceCompressionModel:

@@ -1,0 +1,115 @@
+"""Wider models that start as narrower ones: what they keep, and what is refused."""
+
+import pytest
+import torch
+
+import train
+from models import build_model
+from tests.toy_training import RECIPE, checkpoint, write_photos
+from tests.toys import toy_image, toy_model
+from utils.cli import UserError
+from utils.codec.checkpoint import save_checkpoint
+from utils.metrics import psnr
+from utils.training.growth import SILENCE, grow
+
+SAME = {"feature_channels": 40, "answer_channels": 40}  # of the toy: its M
+LATENT = {"M": 56, "slices": [8] * 5 + [16], **SAME}
+WIDER = {"channels": (8, 24, 24), **LATENT}
+
+
+def grown(kind: str = "dcae", **changes):
+    """The toy, what was grown from it, and the images that was done with."""
+    source, images = toy_model(kind), toy_image(128, 128, batch=2)
+    torch.manual_seed(0)
+    model = build_model("dcae", **{**source.config, **changes}).eval()
+    grow(model, source, images)
+    return source, model, images
+
+
+@torch.no_grad()
+def test_a_longer_latent_leaves_the_old_one_and_its_entropy_model_as_they_were():
+    source, model, images = grown(**LATENT)
+    old, new = source(images), model(images)
+    assert torch.allclose(new["para"]["y"][:, :40], old["para"]["y"], atol=1e-5)
+    assert torch.allclose(new["likelihoods"]["y"][:, :40], old["likelihoods"]["y"], atol=1e-5)
+    assert torch.equal(new["likelihoods"]["z"], old["likelihoods"]["z"])
+    assert psnr(new["x_hat"], old["x_hat"]) > 60
+
+
+@torch.no_grad()
+def test_the_new_latents_are_quiet_and_expected_to_be():
+    _, model, images = grown(**LATENT)
+    new = model(images)["para"]
+    assert torch.allclose(new["y"][:, 40:].std((0, 2, 3)), torch.tensor(SILENCE), rtol=1e-3)
+    assert new["y"][:, 40:].mean((0, 2, 3)).abs().max() < 1e-4
+    assert new["means"][:, 40:].abs().max() == 0
+
+
+@torch.no_grad()
+def test_wider_layers_give_nearly_the_same_image():
+    source, model, images = grown(**WIDER)
+    assert psnr(model(images)["x_hat"], source(images)["x_hat"]) > 40
+    y, old = model.analysis(images)[:, :40], source.analysis(images)
+    assert (y - old).pow(2).mean() < 0.01 * old.var()
+
+
+def test_new_channels_learn():
+    _, model, images = grown(**WIDER)
+    out = model.train()(images)
+    (out["x_hat"].pow(2).mean() - out["likelihoods"]["y"].log().mean()).backward()
+    for name in ("g_a.0.conv.weight", "g_a.2.conv.weight", "g_s.0.weight", "h_a.0.conv.weight"):
+        assert model.get_parameter(name).grad.abs().amax() > 0, name
+    unread = model.g_s[0].weight.grad[40:, :16]  # from new latents to old channels: zeros that move at once
+    assert (unread.abs().amax((1, 2, 3)) > 0).all()
+
+
+@torch.no_grad()
+def test_gains_stay_those_of_a_trade_off_over_another_range():
+    source, model, _ = grown("dcae-variable-rate", **LATENT, lambda_range=(0.0018, 0.05 * (0.05 / 0.0018)))
+    for name in ("log_gain", "log_inverse_gain"):
+        old, new = getattr(source.gain, name), getattr(model.gain, name)[:, :40]
+        assert torch.allclose(new[0], old[0], atol=1e-5) and torch.allclose(new[1], old[2], atol=1e-5)
+        assert torch.allclose(new[3], old[5] + (old[5] - old[4]), atol=1e-4)  # on along the last slope
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({**LATENT, "slices": [16, 8, 8, 8, 16]}, r"slices=.* do not begin with the file's"),
+        ({"M": 56, "slices": [8] * 5 + [16]}, "add --model-option feature_channels=40 answer_channels=40"),
+        ({"channels": (8, 8, 8)}, "choose larger sizes"),
+        ({"dictionary_entries": 0, **SAME}, "other widths|is missing here"),
+        ({"variable_rate": True}, "both have to be, or neither"),
+    ],
+)
+def test_what_cannot_be_a_part_of_the_model_is_refused(changes, message):
+    with pytest.raises(UserError, match=f"--grow: .*{message}" if ".*" not in message else message):
+        grown(**changes)
+
+
+def test_a_run_starts_from_a_narrower_file_and_goes_on_without_it(tmp_path, capsys):
+    photos, file = write_photos(tmp_path / "photos"), tmp_path / "narrow.pt"
+    source = toy_model("dcae-variable-rate")
+    save_checkpoint(file, {"model": {"name": "dcae", "config": source.config}, "state_dict": source.state_dict()})
+    flags = ["-d", str(photos), "--save_path", str(tmp_path / "run"), *RECIPE, "--variable-rate", "--batch-size", "2"]
+    flags += ["--grow", str(file), "--M", "56", "--model-option", f"slices={LATENT['slices']}"]
+    train.main([*flags, "--max-steps", "1"])
+    assert f"growing {file}" in capsys.readouterr().err
+    grown = checkpoint(tmp_path / "run")["model"]["config"]
+    assert grown["M"] == 56 and grown["feature_channels"] == 40
+    file.unlink()
+    train.main([*flags, "--max-steps", "2", "--resume"])
+    assert checkpoint(tmp_path / "run")["step"] == 2
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--start", "pca"], "--grow: brings weights"),
+        (["--model", "tcm-small"], "--grow: is for dcae"),
+        (["--checkpoint", "a.pt"], "--grow: --checkpoint brings weights, too"),
+    ],
+)
+def test_contradicting_flags_are_refused(tmp_path, more, message):
+    with pytest.raises(UserError, match=message):
+        train.main(["-d", str(tmp_path), "--grow", "narrow.pt", *more])

@@ -1,0 +1,156 @@
+"""Start a DCAE from a narrower one that is trained already: `train.py --grow narrow.pt`.
+
+"Net2Net: Accelerating Learning via Knowledge Transfer" (Chen, Goodfellow and Shlens, ICLR 2016, arXiv:1511.05641): a
+wider network starts as the function that a narrower one has learned. The old channels come first in every layer and
+read nothing of the new ones, so that they go on as they were; new channels read everything, with fresh weights, and
+residual branches leave them alone. What the old channels know of the new ones, training adds.
+
+    [ old -> old: as trained    new -> old: 0     ]
+    [ old -> new: fresh         new -> new: fresh ]
+
+The latent grows by slices at its end, so that the entropy model of the old ones stays. Norms over channels are the one
+thing that changes with the width: their factors and offsets are fitted to what the old ones gave.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from models.layers.attention import ConvolutionalGLU, SwinStage, WindowAttention
+from models.layers.convolution import ResidualBottleneck
+from models.layers.gain import GainUnit, lambda_of_quality
+from utils.cli import UserError
+
+if TYPE_CHECKING:
+    from models.base import SliceCompressionModel
+    from models.dcae import DCAE
+
+JOINED = {(WindowAttention, "embedding_layer"): 3, (ConvolutionalGLU, "fc1"): 2}  # layers with several outputs in one
+ENDS = {ResidualBottleneck: "conv3", SwinStage: "conv", WindowAttention: "linear", ConvolutionalGLU: "fc2"}
+SILENCE = 0.25  # standard deviation of the new latents at first: most are rounded to 0
+EXPECTED = 0.5  # the scale that the entropy model expects of them at first, with mean 0
+
+
+@torch.no_grad()
+def grow(model: DCAE, source: SliceCompressionModel, images: Tensor) -> None:
+    """Give `model` the weights of a narrower `source`; images (B, 3, H, W) in [0, 1], H and W multiples of both models.
+
+    Raises UserError, naming the argument, where the source cannot be a part of the model.
+    """
+    check_growth(model, source)
+    sources = dict(source.named_modules())
+    for name, module in model.named_modules():
+        if name in sources and not isinstance(module, GainUnit):
+            parent_name, _, key = name.rpartition(".")
+            parent = type(model.get_submodule(parent_name))
+            take_over(module, sources[name], JOINED.get((parent, key), 1), ENDS.get(parent) == key)
+    if model.variable_rate:
+        spread_gains(model, source)
+    fit_norms(model, source, images)
+    expect_little(model, source.slices)
+    quieten(model, source.M, images)
+
+
+def check_growth(model: SliceCompressionModel, source: SliceCompressionModel) -> None:
+    """Raise UserError for what must not differ, or not become smaller."""
+    from models.dcae import DCAE  # here, as CompressAI takes seconds to load
+
+    if type(model) is not DCAE or type(source) is not DCAE:
+        raise UserError(f"--grow: from {source.model_name} to {model.model_name}; both have to be dcae")
+    if model.slice_sizes[: source.slices] != source.slice_sizes:
+        raise UserError(f"--grow: slices={model.slice_sizes} do not begin with the file's, {source.slice_sizes}")
+    if (model.features, model.answers) != (source.features, source.answers):
+        wanted = f"feature_channels={source.features} answer_channels={source.answers}"
+        raise UserError(f"--grow: the networks of the slices read other widths; add --model-option {wanted}")
+    if model.variable_rate != source.variable_rate:
+        raise UserError("--grow: one of file and model is of variable rate; both have to be, or neither")
+    shapes = {name: tensor.shape for name, tensor in model.named_parameters()}
+    for name, tensor in source.named_parameters():
+        there = shapes.get(name)
+        if there is None or len(there) != tensor.dim() or any(a < b for a, b in zip(there, tensor.shape)):
+            now = "is missing" if there is None else f"has {tuple(there)}"
+            raise UserError(f"--grow: {name}, {tuple(tensor.shape)} in the file, {now} here; choose larger sizes")
+
+
+def take_over(module: nn.Module, source: nn.Module, joined: int, end: bool) -> None:
+    """Copy a module's own parameters. joined: outputs side by side in it; end: whether it ends a residual branch."""
+    for name, old in source.named_parameters(recurse=False):
+        new = getattr(module, name)
+        outputs = 1 if isinstance(module, nn.ConvTranspose2d) and name == "weight" else 0
+        size, width = old.shape[outputs] // joined, new.shape[outputs] // joined
+        places = (torch.arange(joined)[:, None] * width + torch.arange(size)).flatten()
+        block = torch.zeros_like(new.index_select(outputs, places))  # new -> old
+        block[tuple(map(slice, old.shape))] = old
+        if end:
+            new.zero_()
+        new.index_copy_(outputs, places, block)
+
+
+def spread_gains(model: SliceCompressionModel, source: SliceCompressionModel) -> None:
+    """Gains of the old channels at the trade-offs of the model's levels, along the last slope beyond the old range."""
+    for name in ("log_gain", "log_inverse_gain"):
+        new, old = getattr(model.gain, name), getattr(source.gain, name)
+        lambdas = lambda_of_quality(torch.linspace(1, 100, len(new)), model.lambda_range)
+        low, high = source.lambda_range
+        position = (lambdas / low).log() / torch.tensor(high / low).log() * (len(old) - 1)
+        level = position.floor().clamp(0, len(old) - 2).long()
+        fraction = (position - level)[:, None]
+        new[:, : old.shape[1]] = old[level] * (1 - fraction) + old[level + 1] * fraction
+
+
+def fit_norms(model: DCAE, source: DCAE, images: Tensor) -> None:
+    """Fit factor and offset of each wider norm, one after the other, to what the source's gave for each channel."""
+    norms = [name for name, m in source.named_modules() if isinstance(m, nn.LayerNorm)]
+    wanted = outputs_of(source, norms, images)
+    for name in norms:
+        norm, old = model.get_submodule(name), wanted[name]
+        width = old.shape[-1]
+        if norm.weight.numel() == width:
+            continue
+        got = outputs_of(model, [name], images)[name][..., :width].flatten(0, -2)
+        old = old.flatten(0, -2)
+        slope = (got - got.mean(0)).mul(old - old.mean(0)).mean(0) / got.var(0, correction=0).clamp_min(1e-12)
+        norm.weight[:width] *= slope
+        norm.bias[:width] = (norm.bias[:width] - got.mean(0)) * slope + old.mean(0)
+
+
+def outputs_of(model: DCAE, names: list[str], images: Tensor) -> dict[str, Tensor]:
+    """What these modules give for images, coded at the middle of the range."""
+    outputs: dict[str, Tensor] = {}
+    hooks = [
+        model.get_submodule(name).register_forward_hook(
+            lambda module, inputs, output, name=name: outputs.__setitem__(name, output)
+        )
+        for name in names
+    ]
+    training = model.training
+    model.eval()(images, 50.5 if model.variable_rate else None)
+    model.train(training)
+    for hook in hooks:
+        hook.remove()
+    return outputs
+
+
+def expect_little(model: DCAE, old: int) -> None:
+    """Let the networks of the new slices, from slice `old` on, say the same everywhere: mean 0, scale EXPECTED."""
+    for networks, value in (
+        (model.cc_mean_transforms, 0.0), (model.cc_scale_transforms, EXPECTED), (model.lrp_transforms, 0.0)
+    ):  # fmt: skip
+        for network in networks[old:]:
+            nn.init.zeros_(network[-1].weight)
+            nn.init.constant_(network[-1].bias, value)
+
+
+def quieten(model: DCAE, old: int, images: Tensor) -> None:
+    """Scale the new latents, from channel `old` on, to a standard deviation of SILENCE without their means."""
+    if old == model.M:
+        return
+    last, quality = model.g_a[-1], 50.5 if model.variable_rate else None
+    y = model.to_latent(images, quality)[:, old:]
+    factor = SILENCE / y.std((0, 2, 3)).clamp_min(1e-6)
+    last.weight[old:] *= factor[:, None, None, None]
+    last.bias[old:] *= factor
+    last.bias[old:] -= model.analysis(images)[:, old:].mean((0, 2, 3))
