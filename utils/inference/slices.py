@@ -1,6 +1,6 @@
 """The three networks of a slice read one support: it is cut into tiles once for all of their first layers.
 
-That is a tenth of the time of portable files. The residual network reads the support and the slice; what its first
+That is a twentieth of the time of portable files. The residual network reads the support and the slice; what its first
 layer makes of both is the sum of what it makes of each.
 """
 
