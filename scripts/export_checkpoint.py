@@ -58,8 +58,10 @@ def main(argv: Sequence[str]) -> None:
     weights = {n: t.to(precision) if n in learned else t for n, t in kept.items()}
     without_padding(weights)
     content = {"format": 1, "model": record, "state_dict": weights} | ({"integers": integers} if integers else {})
-    save = save_safetensors if args.output.suffix == ".safetensors" else save_checkpoint
-    save(args.output, content)
+    if args.output.suffix == ".safetensors":
+        save_safetensors(args.output, content)
+    else:
+        save_checkpoint(args.output, content, deflated=True)
     print(f"{args.output}: {args.output.stat().st_size / 1e6:.1f} MB, model {fingerprint(model).hex()}")
 
 

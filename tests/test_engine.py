@@ -282,10 +282,9 @@ def test_changes_that_a_researcher_makes_hold_in_every_arithmetic(change):
         y = model.to_latent(padded)
         exact = model.compress_latent(y, copy.deepcopy(model).double())
         assert model.compress_latent(y, portable(model))["strings"] == exact["strings"]
-    for arithmetic in ("fp32", "fp64"):
-        for precision in ("fp32", "bf16"):
-            codec = Codec(model, arithmetic, precision=precision)
-            assert codec.decompress(codec.compress(x)).shape == x.shape
+    for arithmetic, precision in (("fp32", "fp32"), ("fp64", "bf16")):
+        codec = Codec(model, arithmetic, precision=precision)
+        assert codec.decompress(codec.compress(x)).shape == x.shape
 
 
 def test_what_a_block_keeps_is_not_overwritten():

@@ -404,6 +404,8 @@ def test_integers_as_safetensors_and_back(tmp_path):
     one, other = (load_model(tmp_path / name) for name in ("small.pt", "small.safetensors"))
     assert fingerprint(one) == fingerprint(other) != fingerprint(model)
     content = torch.load(tmp_path / "small.pt", weights_only=True)
+    torch.save(content, tmp_path / "as torch writes it.pt")
+    assert (tmp_path / "small.pt").stat().st_size < 0.9 * (tmp_path / "as torch writes it.pt").stat().st_size
     del next(iter(content["integers"].values()))["scale"]
     torch.save(content, tmp_path / "broken.pt")
     with pytest.raises(CheckpointError, match="broken.pt: its integer weights are damaged"):

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import torch
 
@@ -68,20 +70,34 @@ def checkpoints_of_run(folder: Path) -> list[Path]:
     return sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)
 
 
-def save_checkpoint(path: str | Path, content: dict[str, Any]) -> None:
+def save_checkpoint(path: str | Path, content: dict[str, Any], deflated: bool = False) -> None:
     """Write `content` with torch.save to a temporary file and rename it: `path` is always complete.
 
-    It is on the disk before it is renamed, so that not even a power failure leaves half of it. Raises UserError,
-    naming the file, where there is no room or it may not be written.
+    It is on the disk before it is renamed, so that not even a power failure leaves half of it. `deflated`: smaller and
+    slower to write; torch.load reads either. Raises UserError, naming the file, where there is no room or it may not
+    be written.
     """
     try:
         with atomic_write(path) as file:
-            torch.save(content, file)
+            if deflated:
+                save_deflated(content, file)
+            else:
+                torch.save(content, file)
             file.flush()
             os.fsync(file.fileno())
     except (OSError, RuntimeError) as error:  # as which torch reports that not all of it was written
         reason = getattr(error, "strerror", None) or "not all of it found room"
         raise UserError(f"{path}: cannot be written ({reason}); make room or choose another place") from error
+
+
+def save_deflated(content: dict[str, Any], file: BinaryIO) -> None:
+    """torch.save with the members of its zip archive compressed: of integers with scales (models/checkpoints/) a tenth
+    goes, as small ones are more frequent than large ones."""
+    plain = io.BytesIO()
+    torch.save(content, plain)
+    with zipfile.ZipFile(plain) as archive, zipfile.ZipFile(file, "w") as smaller:
+        for member in archive.infolist():
+            smaller.writestr(member, archive.read(member), zipfile.ZIP_DEFLATED, compresslevel=9)
 
 
 def save_safetensors(path: str | Path, content: dict[str, Any]) -> None:
