@@ -95,6 +95,8 @@ def test_a_run_starts_from_a_narrower_file_and_goes_on_without_it(tmp_path, caps
     flags += ["--grow", str(file), "--M", "56", "--model-option", f"slices={LATENT['slices']}"]
     train.main([*flags, "--max-steps", "1"])
     assert f"growing {file}" in capsys.readouterr().err
+    with pytest.raises(UserError, match="narrow.pt: holds a variable-rate model; add --variable-rate"):
+        train.main([flag for flag in [*flags, "--save_path", str(tmp_path / "other")] if flag != "--variable-rate"])
     grown = checkpoint(tmp_path / "run")["model"]["config"]
     assert grown["M"] == 56 and grown["feature_channels"] == 40
     file.unlink()

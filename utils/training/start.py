@@ -58,6 +58,8 @@ def grown(args: argparse.Namespace) -> Start:
     source = load_model(args.grow)
     if source.model_name != "dcae":
         raise UserError(f"--grow {args.grow}: holds a {source.model_name}; only a dcae can be grown")
+    if source.variable_rate and not args.variable_rate:
+        raise UserError(f"--grow {args.grow}: holds a variable-rate model; add --variable-rate")
     same = {"feature_channels": source.features, "answer_channels": source.answers}  # not M, which may grow
     config = {**source.config, **same, **requested_options(args, "dcae")}
     return Start("dcae", build("dcae", config), None, f"growing {args.grow}, with new channels and fresh optimizers")
