@@ -18,6 +18,7 @@ slices' means and scales; `lrp_transforms` latent residual prediction.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
@@ -70,7 +71,7 @@ class SliceCompressionModel(CompressionModel, ABC):
         self.channels_before = [sum(self.slice_sizes[:i]) for i in range(len(self.slice_sizes))]  # of earlier slices
         self.M, self.hyper_channels, self.slices = M, hyper_channels, len(self.slice_sizes)
         # Every map has to be a whole number of windows: g_a's last is 1/16 of a side, h_a's first 1/32.
-        self.size_multiple = max(STRIDE_Y * windows[0], STRIDE_Z // 2 * windows[1], STRIDE_Z)
+        self.size_multiple = math.lcm(STRIDE_Y * windows[0], STRIDE_Z // 2 * windows[1], STRIDE_Z)
         self.variable_rate, self.lambda_range = variable_rate, tuple(lambda_range)
         if variable_rate:
             self.gain = GainUnit(M, self.lambda_range)
@@ -169,7 +170,7 @@ class SliceCompressionModel(CompressionModel, ABC):
 
     @torch.no_grad()
     def compress(self, x: Tensor, quality: float | None = None) -> dict[str, Any]:
-        """Images (B, 3, H, W) in [0, 1] -> {"strings": [y strings, z strings], "shape": z's (h, w), "checks"}.
+        """Images (B, 3, H, W) in [0, 1] -> {"strings": [y strings, z strings], "shape": z's (h, w), "checks", "y_hat"}.
 
         Each image has a string of y, one of z and a 16-bit check. Raises ValueError where the latent is not finite.
         """
@@ -180,10 +181,7 @@ class SliceCompressionModel(CompressionModel, ABC):
     def compress_latent(
         self, y: Tensor, path: SliceCompressionModel | None = None, z_from: Tensor | None = None
     ) -> dict[str, Any]:
-        """The second half of `compress`, from y (B, M, h, w) after any gain; adds "y_hat", as it will be decoded.
-
-        z_from: the latent that z is made of, where it is not y.
-        """
+        """The second half of `compress`: y (B, M, h, w), after any gain, is coded; z is made of `z_from` or of y."""
         path = path or self
         checks = [SymbolCheck() for _ in y]  # one an image, of y and z together
         encoders = [[Encoder(check) for check in checks] for _ in range(2)]
@@ -243,7 +241,7 @@ class SliceCompressionModel(CompressionModel, ABC):
         return self.entropy_bottleneck.quantiles.dtype
 
     def load_state_dict(self, state_dict: dict[str, Tensor], strict: bool = True, assign: bool = False):
-        """As in torch, but tables (n,), (n, longest) may be of any size, and names those before CompressAI 1.2.7."""
+        """As in torch, but entropy tables may have any size, and names may predate CompressAI 1.2.7."""
         for name, module in self.named_modules():
             if isinstance(module, EntropyBottleneck):
                 state_dict = remap_old_keys(name, state_dict)

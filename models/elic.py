@@ -33,7 +33,7 @@ class ELIC(Dictionary, SliceCompressionModel):
     """Defaults are ELIC's own model, without the dictionary.
 
     N: width of the transforms and channels of z; M: channels of y; groups: how y is cut; hidden: widths inside the
-    networks of the slices; dictionary_* and msfa: as in DCAE; variable_rate: adds gain units.
+    networks of the slices; dictionary_* and msfa: as in Dictionary; variable_rate: adds gain units.
     """
 
     model_name = "elic"

@@ -119,7 +119,7 @@ class TCM(SliceCompressionModel):
 
     N: width of each branch of a mixture block, whose maps have 2N channels; M, hyper_channels: channels of y and z;
     head_dims: widths of the heads in g_a's three stages (mirrored in g_s); window, hyper_window: sides of the windows;
-    slices, hidden: as in DCAE; attention_*: inner width, head width and window of SWAtten.
+    slices, hidden: as in DictionaryModel; attention_*: inner width, head width and window of SWAtten.
     """
 
     model_name = "tcm"

@@ -15,6 +15,7 @@ from models.layers.checkerboard import ANCHORS, OTHERS, CheckerboardConvolution,
 from models.layers.convolution import ResidualBottleneck
 from tests.toys import TOYS, toy_image
 from utils.codec.codec import Codec
+from utils.inference.engine import ARITHMETICS
 from utils.training import losses, step, validation
 from utils.training.losses import rate_distortion
 
@@ -41,7 +42,7 @@ def check_files(model: nn.Module) -> None:
     x = toy_image(128, 150)
     with torch.no_grad():
         expected = model(x)["x_hat"].clamp(0, 1)
-    for arithmetic in ("fp32", "fp64"):
+    for arithmetic in ARITHMETICS:
         codec = Codec(model, arithmetic, padding="zero")
         assert (codec.decompress(codec.compress(x)) - expected).abs().mean() < 1e-3
         narrow = Codec(model, arithmetic, precision="bf16", padding="zero")

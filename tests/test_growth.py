@@ -78,7 +78,8 @@ def test_gains_stay_those_of_a_trade_off_over_another_range():
         ({**LATENT, "slices": [16, 8, 8, 8, 16]}, r"slices=.* do not begin with the file's"),
         ({"M": 56, "slices": [8] * 5 + [16]}, "add --model-option feature_channels=40 answer_channels=40"),
         ({"channels": (8, 8, 8)}, "choose larger sizes"),
-        ({"dictionary_entries": 0, **SAME}, "other widths|is missing here"),
+        ({**LATENT, "dictionary_entries": 20}, "dictionary_entries must be as in the file"),
+        ({**LATENT, "depths": (1, 2, 4), "window": 4}, "depths, window must be as in the file"),
         ({"variable_rate": True}, "both have to be, or neither"),
     ],
 )

@@ -1,1 +1,1 @@
-"""What several programs share, one noun a file."""
+"""What the programs are made of, in packages: see CONTRIBUTING.md for what may import what."""

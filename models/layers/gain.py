@@ -35,10 +35,8 @@ def qualities(quality: Tensor | float | None, like: Tensor, variable_rate: bool)
         return None
     if quality is None:
         raise ValueError("a variable-rate model needs a quality from 1 to 100")
-    if not isinstance(quality, Tensor):
-        known = [quality]
-    else:
-        known = quality.reshape(-1).tolist() if quality.device.type == "cpu" else []
+    on_host = not isinstance(quality, Tensor) or quality.device.type == "cpu"
+    known = torch.as_tensor(quality).reshape(-1).tolist() if on_host else []
     if not all(map(is_quality, known)):
         raise ValueError(f"quality {quality} is outside 1..100")
     if not isinstance(quality, Tensor):
@@ -53,6 +51,13 @@ def lambda_of_quality(quality: Tensor | float, lambda_range: Sequence[float] = L
     return low * (high / low) ** position
 
 
+def between_levels(logs: Tensor, position: Tensor) -> Tensor:
+    """(levels, C) at positions (B,) from 0 to levels - 1 -> (B, C): linear in between, and on beyond the last."""
+    level = position.floor().clamp(0, len(logs) - 2).long()
+    fraction = (position - level)[:, None]
+    return logs[level] * (1 - fraction) + logs[level + 1] * fraction
+
+
 class GainUnit(nn.Module):
     """Gains and inverse gains (levels, channels) as logarithms, so that they stay positive.
 
@@ -61,8 +66,7 @@ class GainUnit(nn.Module):
 
     def __init__(self, channels: int, lambda_range: Sequence[float] = LAMBDA_RANGE, levels: int = 6) -> None:
         super().__init__()
-        low, high = lambda_range
-        top = 0.5 * math.log(high / low)
+        top = 0.5 * math.log(lambda_range[1] / lambda_range[0])
         start = (torch.linspace(0, top, levels) - top / 2)[:, None].repeat(1, channels)
         self.log_gain = nn.Parameter(start)
         self.log_inverse_gain = nn.Parameter(-start)
@@ -79,8 +83,4 @@ class GainUnit(nn.Module):
     def _interpolate(logs: Tensor, quality: Tensor, like: Tensor) -> Tensor:
         """(B, C, 1, 1): exp of the logarithms linearly interpolated between levels."""
         position = (quality.to(logs.device, torch.float32) - QUALITY_MIN) / (QUALITY_MAX - QUALITY_MIN)
-        position = position * (len(logs) - 1)
-        level = position.floor().clamp(0, len(logs) - 2).long()
-        fraction = (position - level)[:, None]
-        gains = torch.exp(logs[level] * (1 - fraction) + logs[level + 1] * fraction)
-        return gains[:, :, None, None].to(like.dtype)
+        return torch.exp(between_levels(logs, position * (len(logs) - 1)))[:, :, None, None].to(like.dtype)

@@ -45,7 +45,7 @@ class Codec(Engine):
     arithmetic: of the path from z_hat to the scales: "fp64" for files that decode anywhere, "fp32" for faster ones,
     "published" for the published program's layout; padding: see utils/data/padding.py; effort: 0..9, of `compress`;
     trade_off: what searches minimise, by default what the model was trained for; the rest as in Engine. Threads may
-    share a codec.
+    share a codec, but for `verify`.
     """
 
     def __init__(

@@ -13,17 +13,19 @@ import torch
 from torch import Tensor, nn
 
 from models.base import SliceCompressionModel
+from models.layers.convolution import ExactConvolution
 from utils.inference.rows import StripedExactConvolution
 from utils.inference.swin import FastGatedUnit
 
 MATRICES = (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)
+EXACT = (ExactConvolution, StripedExactConvolution)  # they stay in float32
 
 
 def in_bfloat16(quick: SliceCompressionModel) -> None:
     """Let a quick copy compute its transforms in bfloat16; the tensors of the model that it shares stay as they are."""
     for name in ("g_a", "g_s"):
         for layer in getattr(quick, name).modules():
-            if isinstance(layer, MATRICES) and not isinstance(layer, StripedExactConvolution):
+            if isinstance(layer, MATRICES) and not isinstance(layer, EXACT):
                 for key, parameter in layer.named_parameters(recurse=False):
                     setattr(layer, key, nn.Parameter(parameter.detach().bfloat16(), requires_grad=False))
         for unit in getattr(quick, name).modules():

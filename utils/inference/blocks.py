@@ -7,21 +7,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.layers.convolution import Down, ResidualBottleneck, Up
-from utils.inference.rows import Border, Striped, StripedLayer, by_rows, own, to_map, tokens_of
+from utils.inference.rows import Border, Striped, StripedLayer, by_rows, keeps_size, own, to_map, tokens_of
 
 
 class FastBottleneck(Striped, ResidualBottleneck):
     """The hidden widths exist for one stripe only."""
 
     plain = ResidualBottleneck
+    written = "486c8901"
     parts = {"conv1": StripedLayer, "conv2": StripedLayer, "conv3": StripedLayer, "skip": (StripedLayer, type(None))}
 
     @classmethod
     def fits(cls, module: ResidualBottleneck) -> bool:
         """Where the kernels are those of the paper, and keep the size."""
         layers = [layer for layer in (module.conv1, module.conv3, module.skip) if layer is not None]
-        kernels = [layer.kernel_size for layer in layers if isinstance(layer, nn.Conv2d)]
-        return super().fits(module) and set(kernels) == {(1, 1)} and module.conv2.kernel_size == (3, 3)
+        return super().fits(module) and all(keeps_size(layer, 1) for layer in layers) and keeps_size(module.conv2, 3)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_channels, H, W) -> (B, out_channels, H, W)."""
@@ -57,6 +57,7 @@ class FastDown(Striped, Down):
     """Blocks overwrite the map that the convolution made."""
 
     plain = Down
+    written = "a36ccf9c"
     parts = {"conv": StripedLayer}
     others = ("res1", "res2", "res3")
 
@@ -69,6 +70,7 @@ class FastUp(Striped, Up):
     """Blocks overwrite the map that the first of them made."""
 
     plain = Up
+    written = "35ca4a62"
     others = ("res1", "res2", "res3", "conv")
 
     def forward(self, x: Tensor) -> Tensor:

@@ -16,7 +16,18 @@ from models.layers.dictionary import (
     MultiScaleAggregation,
     SpatialAttention,
 )
-from utils.inference.rows import Border, ProductLinear, Striped, StripedLayer, by_rows, inside, own, to_map, tokens_of
+from utils.inference.rows import (
+    Border,
+    ProductLinear,
+    Striped,
+    StripedLayer,
+    by_rows,
+    inside,
+    keeps_size,
+    own,
+    to_map,
+    tokens_of,
+)
 from utils.inference.swin import FastGatedUnit, add_scaled
 
 NONE = type(None)
@@ -26,14 +37,14 @@ class FastEfficientConvolution(Striped, EfficientConvolution):
     """The hidden maps exist for one stripe only."""
 
     plain = EfficientConvolution
+    written = "71806e54"
     parts = {"in_trans": StripedLayer, "dw_conv": StripedLayer, "out_trans": StripedLayer}
 
     @classmethod
     def fits(cls, module: EfficientConvolution) -> bool:
         """Where the kernels are those of the paper."""
-        names = "in_trans", "dw_conv", "out_trans"
-        kernels = [getattr(getattr(module, name), "kernel_size", None) for name in names]
-        return super().fits(module) and kernels == [(1, 1), (3, 3), (1, 1)]
+        kernels = (module.in_trans, 1), (module.dw_conv, 3), (module.out_trans, 1)
+        return super().fits(module) and all(keeps_size(layer, kernel) for layer, kernel in kernels)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
@@ -49,13 +60,14 @@ class FastDenseScales(Striped, DenseScales):
     """All scales of a stripe are joined when they are projected, and never as whole maps."""
 
     plain = DenseScales
+    written = "31bed871"
     parts = {"proj": StripedLayer}
     others = ("conv_layers",)
 
     @classmethod
     def fits(cls, module: DenseScales) -> bool:
         """Where the projection looks at single places."""
-        return super().fits(module) and module.proj.kernel_size == (1, 1)
+        return super().fits(module) and keeps_size(module.proj, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
@@ -74,6 +86,7 @@ class FastAggregation(Striped, MultiScaleAggregation):
     """The attention's summary and its weights in stripes, the weighted map in the memory of the merged one."""
 
     plain = MultiScaleAggregation
+    written = "88577e25"
     parts = {"spatial_atte": SpatialAttention, "spatial_atte.conv1": StripedLayer}
     others = ("s", "dense")
 
@@ -90,6 +103,7 @@ class FastCrossAttention(Striped, DictionaryCrossAttention):
     """In stripes; keys and values of a dictionary are kept for as long as it is the one that is asked."""
 
     plain = DictionaryCrossAttention
+    written = "f35e3910"
     parts = {
         "x_trans": ProductLinear, "ln_scale": (nn.LayerNorm, NONE), "lnx": nn.LayerNorm, "q_trans": ProductLinear,
         "dict_ln": nn.LayerNorm, "k": ProductLinear, "linear": ProductLinear, "ln_mlp": nn.LayerNorm,

@@ -2,7 +2,7 @@
 
     peak = what is held before (weights, libraries, transformed kernels) + maps, a number of bytes a pixel + temporaries
 
-The last part grows with the stripe (utils/inference/rows.py), so that a limit decides about it. `bounded` cuts each
+The last part grows with the stripe (utils/inference/rows.py), so that a limit sets its size. `bounded` cuts each
 image as it needs. Files do not depend on any of it: the path of the entropy coder keeps its own arithmetic, and stripes
 only change the order of sums.
 """
@@ -25,7 +25,7 @@ from utils.inference.bfloat16 import in_bfloat16
 from utils.inference.compiled import CompiledTransforms
 from utils.inference.fast import fast, uncut
 from utils.inference.float64 import portable
-from utils.inference.memory import BYTES_A_PIXEL, give_back_memory, held, stripe_within
+from utils.inference.memory import BYTES_A_PIXEL, PRECISIONS, PUBLISHED_WIDTH, give_back_memory, held, stripe_within
 from utils.inference.published import published_tables
 from utils.inference.rows import stripes_of
 from utils.inference.winograd import warm_up, workspace
@@ -40,7 +40,7 @@ class Engine:
 
     precision: "fp32" or "bf16", of analysis and synthesis; max_memory: bytes that the process is to stay below, None
     for no limit; compiled: transforms as libraries, None for none. The weights must not change any more. Raises
-    UserError where a limit cannot be kept.
+    UserError where a limit cannot be kept, ValueError for an unknown precision.
     """
 
     def __init__(
@@ -50,6 +50,8 @@ class Engine:
         max_memory: int | None = None,
         compiled: CompiledTransforms | None = None,
     ) -> None:
+        if precision not in PRECISIONS:
+            raise ValueError(f"precision {precision!r} is none of {', '.join(PRECISIONS)}")
         self.model, self.max_memory, self.compiled, self.precision = model, max_memory, compiled, precision
         self.quick = fast(model)
         self._paths: dict[str, SliceCompressionModel] = {"fp32": self.quick}
@@ -103,7 +105,8 @@ class Engine:
             give_back_memory()
         held_before = held(device) + (workspace(path) + self.to_pack(path) if device.type == "cpu" else 0)
         rows, columns = padded_size(height, width, self.model.size_multiple)
-        with stripes_of(stripe_within(self.max_memory, held_before, rows * columns * BYTES_A_PIXEL)):
+        wider = max(1, self.model.config.get("channels", (0,))[0] / PUBLISHED_WIDTH)
+        with stripes_of(stripe_within(self.max_memory, held_before, round(rows * columns * wider * BYTES_A_PIXEL))):
             yield
 
     def to_pack(self, path: SliceCompressionModel) -> int:

@@ -1,11 +1,12 @@
 """The engine: a model in, a quick copy of it out.
 
     quick = fast(model)                # shares all tensors; modules whose class is in the table got the faster class
-    path = portable(model)             # what the entropy coder hangs on, in float64 (utils/inference/float64.py)
+    path = portable(model)             # what the entropy coder depends on, in float64 (utils/inference/float64.py)
 
-A module is replaced only where its class is exactly one of the table's plain ones, and where the parts that the faster
-class computes by itself are of the kinds that it knows. Whatever else a model is made of, a subclass or a block of
-somebody's own, computes as it is written. A copy is of the weights as they are now: after training, make a new one.
+A module is replaced only where its class is exactly one of the table's plain ones, as it was when the faster one was
+written (written.py), and where the parts that the faster class computes by itself are of the kinds that it knows.
+Whatever else a model is made of, a subclass, an edited class or a block of somebody's own, computes as it is written. A
+copy is of the weights as they are now: after training, make a new one.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ def uncut(module: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module]]:
     if isinstance(module, Striped):
         for part in module.others:
             yield from uncut(getattr(module, part), f"{name}.{part}")
-    elif isinstance(module, TRANSPARENT):
+    elif any(isinstance(module, kind) and type(module).forward is kind.forward for kind in TRANSPARENT):
         for key, child in module.named_children():
             yield from uncut(child, f"{name}.{key}")
     else:

@@ -18,7 +18,7 @@ from models.base import SliceCompressionModel
 from models.layers.convolution import ExactConvolution
 from utils.inference import products, winograd
 from utils.inference.fast import CONVOLUTIONS, quicken
-from utils.inference.rows import Border, Striped, StripedConvolution, to_map, tokens_of
+from utils.inference.rows import Border, Striped, StripedConvolution, StripedExactConvolution, to_map, tokens_of
 from utils.inference.slices import share_first_layers
 from utils.inference.threads import flat, in_threads
 
@@ -109,6 +109,7 @@ class ExactMatrixConvolution(MatrixConvolution):
     """The same of layers that leave autocast, which means nothing here."""
 
     plain = ExactConvolution
+    written = StripedExactConvolution.written
 
 
 class MatrixDeconvolution(Striped, nn.ConvTranspose2d):

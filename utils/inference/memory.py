@@ -20,6 +20,7 @@ from utils.files import cache_folder
 from utils.inference import products
 
 BYTES_A_PIXEL = 260  # for maps, measured with the full-size DCAE (250): two of g_a's first, or what predicts a slice
+PUBLISHED_WIDTH = 96  # of its first maps; wider ones take more
 DEFAULT_STRIPE = 4 << 20  # bytes of the input map in a stripe: with its temporaries about what a core's cache holds
 TEMPORARIES = 60  # bytes for each byte of a stripe's input; measured: 10 to 56
 LEAST_STRIPE = 128 << 10  # with smaller ones most rows are some stripe's border

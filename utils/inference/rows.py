@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from models.layers.convolution import ExactConvolution
 from utils.inference import products, winograd
 from utils.inference.memory import DEFAULT_STRIPE
+from utils.inference.written import is_as_written, own_methods
 
 STRIPES_OF_TILES = 4  # how many stripes a transformed one counts for: its products are large only then
 _stripe: ContextVar[int | None] = ContextVar("stripe", default=DEFAULT_STRIPE)
@@ -135,19 +136,33 @@ class Striped(nn.Module):
     """What a faster class declares: the class that it replaces, and what it relies on in the parts of a module."""
 
     plain: type[nn.Module]
+    written = ""  # digest of what it computes instead of, where that is of models/; see written.py
     parts: dict[str, Any] = {}  # parts whose work it does itself, and the classes that they must have
     others: tuple[str, ...] = ()  # parts that it calls, of any class
 
     @classmethod
     def fits(cls, module: nn.Module) -> bool:
         """Whether `module`, exactly of the plain class, can be computed this way: no hooks may hang on its parts."""
-        return not has_hooks(module) and all(
-            is_known(module.get_submodule(name) if "." in name else getattr(module, name), kinds)
-            for name, kinds in cls.parts.items()
+        return (
+            not has_hooks(module)
+            and (not cls.written or is_as_written(cls.written, *cls.replaced()))
+            and all(is_known(part_of(module, name), kinds) for name, kinds in cls.parts.items())
         )
+
+    @classmethod
+    def replaced(cls) -> list[Callable]:
+        """The functions of models/ that it computes instead of: of the plain class, and of its plain parts."""
+        kinds = [kind for part in cls.parts.values() for kind in (part if isinstance(part, tuple) else (part,))]
+        kinds = [kind for kind in kinds if kind.__module__.startswith("models.")]
+        return [function for kind in (cls.plain, *kinds) for function in own_methods(kind)]
 
     def prepare(self) -> None:
         """Called once a module has this class: add what it needs beyond the plain one's attributes."""
+
+
+def part_of(module: nn.Module, name: str) -> nn.Module | None:
+    """A part by its name, which may have dots; None where a model is built without it."""
+    return module.get_submodule(name) if "." in name else getattr(module, name)
 
 
 def is_known(part: nn.Module | None, kinds: type | tuple[type, ...]) -> bool:
@@ -160,6 +175,12 @@ def is_known(part: nn.Module | None, kinds: type | tuple[type, ...]) -> bool:
 def has_hooks(module: nn.Module) -> bool:
     """Whether something is called before or after this module's forward pass, or instead of it."""
     return bool(module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))
+
+
+def keeps_size(layer: nn.Module, kernel: int) -> bool:
+    """Whether a layer is a convolution of kernel x kernel that gives maps as large as its input."""
+    sizes = ("kernel_size", kernel), ("stride", 1), ("padding", kernel // 2)
+    return all(getattr(layer, name, None) == (size, size) for name, size in sizes)
 
 
 class ProductLinear(Striped, nn.Linear):
@@ -184,7 +205,7 @@ class StripedLayer(Striped):
             kernels = winograd.transform_kernels(self.weight)
         if kernels is not None:
             return winograd.Tiles(rows, border).convolve(kernels, self.bias)
-        if self.kernel_size == (1, 1) and self.stride == (1, 1) and self.groups == 1:
+        if (*self.kernel_size, *self.stride, *self.padding, self.groups) == (1, 1, 1, 1, 0, 0, 1):
             return products.linear(rows, self.weight, self.bias)
         x = to_map(rows)
         if border[0] != border[1]:
@@ -230,6 +251,7 @@ class StripedExactConvolution(StripedConvolution):
     """The same in full precision, under autocast, too."""
 
     plain = ExactConvolution
+    written = "f1fb3c8f"
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_channels, H, W) -> (B, out_channels, H / stride, W / stride) in the type of the weights."""

@@ -16,12 +16,16 @@ from models.base import SliceCompressionModel
 from models.layers.convolution import EntropyParameters
 from utils.inference import winograd
 from utils.inference.rows import STRIPES_OF_TILES, StripedConvolution, cut, has_hooks, put, to_map, tokens_of
+from utils.inference.written import is_as_written
+
+WRITTEN = "fbabae47"  # digest of the two methods of the base class that are computed here
 
 
 def share_first_layers(quick: SliceCompressionModel) -> None:
     """Let a quick copy share, where its way of coding a slice and the networks for that are those of the base class."""
-    methods = ("code_slice", "latent_residual")
-    if all(getattr(type(quick), name) is getattr(SliceCompressionModel, name) for name in methods):
+    methods = SliceCompressionModel.code_slice, SliceCompressionModel.latent_residual
+    usual = (type(quick).code_slice, type(quick).latent_residual) == methods
+    if usual and is_as_written(WRITTEN, *methods):
         groups = quick.cc_mean_transforms, quick.cc_scale_transforms, quick.lrp_transforms
         if all(is_usual(network) for group in groups for network in group):
             quick.code_slice = partial(code_slice, quick)

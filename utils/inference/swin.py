@@ -21,7 +21,19 @@ from models.layers.attention import (
 )
 from models.tcm import PlainSwinBlock
 from utils.inference import products
-from utils.inference.rows import Border, ProductLinear, Striped, StripedLayer, by_rows, inside, own, to_map, tokens_of
+from utils.inference.rows import (
+    Border,
+    ProductLinear,
+    Striped,
+    StripedLayer,
+    by_rows,
+    has_hooks,
+    inside,
+    keeps_size,
+    own,
+    to_map,
+    tokens_of,
+)
 
 Biases = tuple[Tensor, Tensor]  # what is added to the logits of a row's windows, and to those of its last window
 
@@ -30,6 +42,7 @@ class FastWindowAttention(Striped, WindowAttention):
     """Rows of windows are a stripe; shifted ones start `shift` rows further down, so that nothing is rolled there."""
 
     plain = WindowAttention
+    written = "6cb59a2e"
     parts = {"embedding_layer": ProductLinear, "linear": ProductLinear}
 
     def forward(self, x: Tensor) -> Tensor:
@@ -95,7 +108,13 @@ class FastGatedUnit(Striped, ConvolutionalGLU):
     """The hidden widths exist for one stripe only; gates and values are two products, as only gates need a border."""
 
     plain = ConvolutionalGLU
+    written = "05f08992"
     parts = {"fc1": ProductLinear, "dwconv": DepthwiseConvolution, "dwconv.dwconv": StripedLayer, "fc2": ProductLinear}
+
+    @classmethod
+    def fits(cls, module: ConvolutionalGLU) -> bool:
+        """Where the kernel is the paper's."""
+        return super().fits(module) and keeps_size(module.dwconv.dwconv, 3)
 
     def forward(self, x: Tensor) -> Tensor:
         """Tokens (B, H, W, C) -> (B, H, W, C)."""
@@ -116,10 +135,18 @@ class FastSwinLayer(Striped, ScaledSwinLayer):
     """Both sums in stripes."""
 
     plain = ScaledSwinLayer
+    written = "870ec28e"
     parts = {
         "ln1": nn.LayerNorm, "msa": FastWindowAttention, "ln2": nn.LayerNorm, "mlp": FastGatedUnit,
         "res_scale_1": ResidualScale, "res_scale_2": ResidualScale,
     }  # fmt: skip
+
+    @classmethod
+    def fits(cls, module: ScaledSwinLayer) -> bool:
+        """Where nothing is done to the branches in eval mode, as by DropPath."""
+        kind = type(module.drop_path)
+        nothing = kind is nn.Identity or (kind.__module__.startswith("timm.") and kind.__name__ == "DropPath")
+        return super().fits(module) and nothing and not has_hooks(module.drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
@@ -146,13 +173,14 @@ class FastSwinStage(Striped, SwinStage):
     """Layers overwrite what known layers before them made."""
 
     plain = SwinStage
+    written = "4fee33c1"
     parts = {"conv": StripedLayer, "layers": nn.Sequential}
     others = ("layers",)
 
     @classmethod
     def fits(cls, module: SwinStage) -> bool:
         """Where the convolution is the paper's."""
-        return super().fits(module) and module.conv.kernel_size == (3, 3)
+        return super().fits(module) and keeps_size(module.conv, 3)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
@@ -169,6 +197,7 @@ class FastPlainSwinBlock(Striped, PlainSwinBlock):
     """Both sums of a row of windows at once, as nothing reaches beyond it."""
 
     plain = PlainSwinBlock
+    written = "1c1bf609"
     parts = {"ln1": nn.LayerNorm, "msa": FastWindowAttention, "ln2": nn.LayerNorm}
     others = ("mlp",)
 

@@ -14,6 +14,7 @@ thing that changes with the width: their factors and offsets are fitted to what 
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import torch
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 
 from models.layers.attention import ConvolutionalGLU, SwinStage, WindowAttention
 from models.layers.convolution import ResidualBottleneck
-from models.layers.gain import GainUnit, lambda_of_quality
+from models.layers.gain import GainUnit, between_levels, lambda_of_quality
 from utils.cli import UserError
 
 if TYPE_CHECKING:
@@ -30,13 +31,25 @@ if TYPE_CHECKING:
 
 JOINED = {(WindowAttention, "embedding_layer"): 3, (ConvolutionalGLU, "fc1"): 2}  # layers with several outputs in one
 ENDS = {ResidualBottleneck: "conv3", SwinStage: "conv", WindowAttention: "linear", ConvolutionalGLU: "fc2"}
+MAY_GROW = (
+    "channels",
+    "N",
+    "M",
+    "slices",
+    "hidden",
+    "feature_channels",
+    "answer_channels",
+    "lambda_range",
+    "variable_rate",
+)
 SILENCE = 0.25  # standard deviation of the new latents at first: most are rounded to 0
+MIDDLE = 50.5  # quality
 EXPECTED = 0.5  # the scale that the entropy model expects of them at first, with mean 0
 
 
 @torch.no_grad()
 def grow(model: DCAE, source: SliceCompressionModel, images: Tensor) -> None:
-    """Give `model` the weights of a narrower `source`; images (B, 3, H, W) in [0, 1], H and W multiples of both models.
+    """Give `model` the weights of a narrower `source`; images (B, 3, H, W) in [0, 1] are what norms are fitted on.
 
     Raises UserError, naming the argument, where the source cannot be a part of the model.
     """
@@ -65,6 +78,10 @@ def check_growth(model: SliceCompressionModel, source: SliceCompressionModel) ->
     if (model.features, model.answers) != (source.features, source.answers):
         wanted = f"feature_channels={source.features} answer_channels={source.answers}"
         raise UserError(f"--grow: the networks of the slices read other widths; add --model-option {wanted}")
+    now, before = ({key: str(value).strip("()[]") for key, value in m.config.items()} for m in (model, source))
+    other = [key for key in before if key not in MAY_GROW and now[key] != before[key]]
+    if other:
+        raise UserError(f"--grow: {', '.join(other)} must be as in the file; leave them out")
     if model.variable_rate != source.variable_rate:
         raise UserError("--grow: one of file and model is of variable rate; both have to be, or neither")
     shapes = {name: tensor.shape for name, tensor in model.named_parameters()}
@@ -95,10 +112,8 @@ def spread_gains(model: SliceCompressionModel, source: SliceCompressionModel) ->
         new, old = getattr(model.gain, name), getattr(source.gain, name)
         lambdas = lambda_of_quality(torch.linspace(1, 100, len(new)), model.lambda_range)
         low, high = source.lambda_range
-        position = (lambdas / low).log() / torch.tensor(high / low).log() * (len(old) - 1)
-        level = position.floor().clamp(0, len(old) - 2).long()
-        fraction = (position - level)[:, None]
-        new[:, : old.shape[1]] = old[level] * (1 - fraction) + old[level + 1] * fraction
+        position = (lambdas / low).log() / math.log(high / low) * (len(old) - 1)
+        new[:, : old.shape[1]] = between_levels(old, position)
 
 
 def fit_norms(model: DCAE, source: DCAE, images: Tensor) -> None:
@@ -118,7 +133,7 @@ def fit_norms(model: DCAE, source: DCAE, images: Tensor) -> None:
 
 
 def outputs_of(model: DCAE, names: list[str], images: Tensor) -> dict[str, Tensor]:
-    """What these modules give for images, coded at the middle of the range."""
+    """What these modules give for images (B, 3, H, W), at quality MIDDLE."""
     outputs: dict[str, Tensor] = {}
     hooks = [
         model.get_submodule(name).register_forward_hook(
@@ -127,7 +142,7 @@ def outputs_of(model: DCAE, names: list[str], images: Tensor) -> dict[str, Tenso
         for name in names
     ]
     training = model.training
-    model.eval()(images, 50.5 if model.variable_rate else None)
+    model.eval()(images, MIDDLE if model.variable_rate else None)
     model.train(training)
     for hook in hooks:
         hook.remove()
@@ -145,10 +160,10 @@ def expect_little(model: DCAE, old: int) -> None:
 
 
 def quieten(model: DCAE, old: int, images: Tensor) -> None:
-    """Scale the new latents, from channel `old` on, to a standard deviation of SILENCE without their means."""
+    """Scale the new latents, from channel `old` on, to a standard deviation of SILENCE, and remove their means."""
     if old == model.M:
         return
-    last, quality = model.g_a[-1], 50.5 if model.variable_rate else None
+    last, quality = model.g_a[-1], MIDDLE if model.variable_rate else None
     y = model.to_latent(images, quality)[:, old:]
     factor = SILENCE / y.std((0, 2, 3)).clamp_min(1e-6)
     last.weight[old:] *= factor[:, None, None, None]
