@@ -101,7 +101,7 @@ class EntropyBottleneck(EntropyModel, compressai.entropy_models.EntropyBottlenec
 
     @torch.no_grad()
     def pmfs(self) -> tuple[list[np.ndarray], np.ndarray]:
-        """Probabilities (n_i,) of each channel's integers between tails, and of those; offsets (C,) of the first."""
+        """Probabilities (n_i,): each channel's integers between tails, and the tails; offsets (C,) of the first."""
         low, median, high = self.quantiles[:, 0].cpu().float().unbind(1)  # float32 differences: exact on every machine
         below = torch.ceil(median - low).int().clamp(min=0)
         above = torch.ceil(high - median).int().clamp(min=0)

@@ -66,12 +66,12 @@ class Codec(Engine):
 
     @cached_property
     def fingerprint(self) -> bytes:
-        """Who wrote a file. Raises ValueError where the entropy tables are empty."""
+        """Which model wrote a file. Raises ValueError where the entropy tables are empty."""
         return fingerprint(self.model)
 
     @property
     def environment(self) -> bytes:
-        """What files in float32 say of where they were written."""
+        """What float32 files record about their writer's machine."""
         device = self.device.type
         return current_environment(device, products.choice("linear", torch.float32) if device == "cpu" else "torch")
 
@@ -180,7 +180,7 @@ class Codec(Engine):
 
 
 def fingerprint(model: SliceCompressionModel) -> bytes:
-    """4 bytes over weights and entropy tables: who wrote a file. Raises ValueError before `update()`."""
+    """4 bytes over weights and entropy tables: which model wrote a file. Raises ValueError before `update()`."""
     for prior in model.entropy_models():
         prior.tables()
     digest = hashlib.sha256()

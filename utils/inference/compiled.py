@@ -40,7 +40,7 @@ def check_ready(folder: Path) -> None:
 
 
 def weights_hash(model: nn.Module) -> str:
-    """Hash of what decides about a library: all weights."""
+    """Hash of all weights."""
     digest = hashlib.sha256()
     for name, tensor in model.named_parameters():
         digest.update(name.encode())
@@ -50,7 +50,7 @@ def weights_hash(model: nn.Module) -> str:
 
 @cache
 def _code() -> str:
-    """Hash of the programs that make a library: other code, other libraries."""
+    """Hash of the code that a library is compiled from."""
     files = sorted((Path(__file__).parents[2] / "models").rglob("*.py")) + [Path(__file__)]
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 

@@ -93,7 +93,7 @@ class MatrixConvolution(StripedConvolution):
         return out.unflatten(1, (rows, width))[:, :, :columns]
 
     def _depthwise(self, x: Tensor, border: Border) -> Tensor:
-        from utils.inference.loops import depthwise  # here, as importing Numba takes as long as much else
+        from utils.inference.loops import depthwise  # here, as Numba is slow to import
 
         batch, height, width, channels = x.shape
         rows = height + sum(border) - self.kernel_size[0] + 1

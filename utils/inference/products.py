@@ -6,9 +6,9 @@ torch's library for them, MKL, reaches nearly all of some processors' speed and 
     onednn   oneDNN with weights that are packed once, as Inductor's freezing does: float32
     numpy    OpenBLAS, which numpy brings: float32 and float64
 
-A measurement of a fraction of a second decides for each kind of product, type and number of threads
+A measurement of about a second decides for each kind of product, type and number of threads
 (utils/inference/choice.py); `--products` or DCAE_PRODUCTS fix the choice. With gradients, under autocast, on GPUs, in
-other types and where compilers look on, everything is torch's. Only the order of sums differs: portable files are
+other types and while compiling, everything is torch's. Only the order of sums differs: portable files are
 alike, and float32 files need the encoder's choice in the decoder.
 """
 

@@ -33,7 +33,7 @@ class Tiles:
     """
 
     def __init__(self, x: Tensor, border: tuple[int, int]) -> None:
-        from utils.inference.loops import cut_tiles  # here, as importing Numba takes as long as much else
+        from utils.inference.loops import cut_tiles  # here, as Numba is slow to import
 
         self.batch, height, self.width, channels = x.shape
         self.rows = height + sum(border) - KERNEL + 1
