@@ -26,7 +26,7 @@ QUALITY = 62.5
 # most; for the others half of these: any two of the first three settings do, and stripes go with threads.
 ENVIRONMENTS = [(1 + a, bool(b), bool(c), bool(a ^ b ^ c)) for a, b, c in itertools.product((0, 1), repeat=3)]
 FEWER = [(1 + a, bool(b), bool(a ^ b), bool(a)) for a, b in itertools.product((0, 1), repeat=2)]
-DIFFERENT = ("dcae-variable-rate", "icwem", "elic-plus-dictionary", "global-tokens")
+DIFFERENT = ("dcae-variable-rate", "tcm", "elic-plus-dictionary", "global-tokens")
 
 
 def photo(name: str, side: int = 90) -> torch.Tensor:
