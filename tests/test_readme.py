@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-MADE_BY_RUNNING = ("demo", "runs", "results.json")
+MADE_BY_RUNNING = ("demo", "runs", "results.json", "__pycache__")
 COMMANDS = [line for line in README.splitlines() if re.match(r"python \S+\.py ", line)]
 
 

@@ -318,7 +318,7 @@ def test_published_commands_run(paper, photos, weights, tmp_path, capsys):
     assert "with fresh optimizers" in said if file else "fresh weights" in said
 
 
-DOCUMENTATION = (Path(__file__).parent.parent / "docs" / "training.md").read_text()
+DOCUMENTATION = (Path(__file__).parent.parent / "docs" / "training.md").read_text().replace("\\\n", "")
 DOCUMENTED = [line for line in DOCUMENTATION.splitlines() if re.match(r"(python|torchrun \S+) train.py ", line)]
 
 
