@@ -41,12 +41,7 @@ def memory_size(text: str) -> int:
 def add_inference_flags(parser: argparse.ArgumentParser) -> None:
     """--max-memory, --precision, --products and --compile."""
     add = parser.add_argument
-    add(
-        "--max-memory",
-        type=memory_size,
-        metavar="SIZE",
-        help="8G, 900M: large images are cut into thinner stripes (dcae)",
-    )
+    add("--max-memory", type=memory_size, metavar="SIZE", help="8G, 900M: thinner stripes of large images (dcae)")
     add("--precision", choices=PRECISIONS, default="fp32", help="of analysis and synthesis; files decode in either")
     add("--products", choices=("auto", *products.WAYS), help="library for matrix products (default: the fastest here)")
     add("--compile", action="store_true", help="analysis and synthesis for each size of image: minutes, kept on disk")

@@ -86,10 +86,9 @@ def check_growth(model: SliceCompressionModel, source: SliceCompressionModel) ->
         raise UserError("--grow: one of file and model is of variable rate; both have to be, or neither")
     shapes = {name: tensor.shape for name, tensor in model.named_parameters()}
     for name, tensor in source.named_parameters():
-        there = shapes.get(name)
-        if there is None or len(there) != tensor.dim() or any(a < b for a, b in zip(there, tensor.shape)):
-            now = "is missing" if there is None else f"has {tuple(there)}"
-            raise UserError(f"--grow: {name}, {tuple(tensor.shape)} in the file, {now} here; choose larger sizes")
+        if any(now < before for now, before in zip(shapes[name], tensor.shape)):
+            sizes = f"{tuple(tensor.shape)} in the file, {tuple(shapes[name])} here"
+            raise UserError(f"--grow: {name} would shrink, {sizes}; choose larger sizes")
 
 
 def take_over(module: nn.Module, source: nn.Module, joined: int, end: bool) -> None:
@@ -118,13 +117,12 @@ def spread_gains(model: SliceCompressionModel, source: SliceCompressionModel) ->
 
 def fit_norms(model: DCAE, source: DCAE, images: Tensor) -> None:
     """Fit factor and offset of each wider norm, one after the other, to what the source's gave for each channel."""
-    norms = [name for name, m in source.named_modules() if isinstance(m, nn.LayerNorm)]
-    wanted = outputs_of(source, norms, images)
+    norms = {name: m for name, m in source.named_modules() if isinstance(m, nn.LayerNorm)}
+    norms = [name for name, m in norms.items() if model.get_submodule(name).weight.shape != m.weight.shape]
+    wanted = outputs_of(source, norms, images) if norms else {}
     for name in norms:
         norm, old = model.get_submodule(name), wanted[name]
         width = old.shape[-1]
-        if norm.weight.numel() == width:
-            continue
         got = outputs_of(model, [name], images)[name][..., :width].flatten(0, -2)
         old = old.flatten(0, -2)
         slope = (got - got.mean(0)).mul(old - old.mean(0)).mean(0) / got.var(0, correction=0).clamp_min(1e-12)
