@@ -163,12 +163,11 @@ def compress(job: Job, content: tuple, codec: Codec, args: argparse.Namespace, s
     with step_bar(job, args) as progress:
         if args.target:
             found = compress_to_target(codec, x, args.target, args.effort, progress)
-            quality = found.quality
         elif args.effort:
             found = codec.search(x, quality, args.effort, progress)
         else:
             found = codec.compress(x, quality)
-    data = found if isinstance(found, bytes) else found.data
+    data, quality = (found, quality) if isinstance(found, bytes) else (found.data, found.quality)
     milliseconds = 1000 * (time.perf_counter() - start)
     outcome = Outcome(job.name, "done", pixels.shape[0] * pixels.shape[1], len(data), milliseconds, quality)
     if args.effort:

@@ -5,7 +5,7 @@ import os
 import pytest
 import torch
 
-from tests.toys import TOYS, toy_model
+from tests.toys import TOYS, graded_model, toy_model
 from utils.codec.checkpoint import save_checkpoint
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # toys are too small for threads to pay; for the programs that tests run
@@ -25,8 +25,17 @@ def pytest_collection_modifyitems(config, items):
 @pytest.fixture(scope="session")
 def toy_checkpoint(tmp_path_factory):
     """A checkpoint of the toy model of variable rate."""
-    kind = "dcae-variable-rate"
-    model, path = toy_model(kind), tmp_path_factory.mktemp("toy") / "toy.pt"
-    recorded = {"name": TOYS[kind][0], "config": model.config}
+    return saved(toy_model("dcae-variable-rate"), tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def graded_checkpoint(tmp_path_factory):
+    """A checkpoint of the toy whose rates grow with quality."""
+    return saved(graded_model(), tmp_path_factory)
+
+
+def saved(model, tmp_path_factory):
+    path = tmp_path_factory.mktemp("toy") / "toy.pt"
+    recorded = {"name": TOYS["dcae-variable-rate"][0], "config": model.config}
     save_checkpoint(path, {"format": 1, "model": recorded, "state_dict": model.state_dict()})
     return path

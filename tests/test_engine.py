@@ -103,7 +103,7 @@ def test_models_work_without_the_engine():
     subprocess.run([sys.executable, "-W", "ignore", "-c", WITHOUT_ENGINE], cwd=ROOT, check=True)
 
 
-@pytest.mark.parametrize("kind", TOYS)
+@pytest.mark.parametrize("kind", ["dcae-variable-rate", "tcm", "elic-plus-dictionary"])  # plain float64 is slow
 def test_plain_models_in_float64_decode_the_files_of_the_past(kind, monkeypatch):
     from utils.entropy_coding.check import SymbolCheck
 

@@ -111,8 +111,8 @@ def test_forward_under_autocast(kind, pinned):
 @pytest.mark.parametrize(
     ("kind", "arithmetic"),
     [
-        *((kind, "fp64") for kind in TOYS if kind not in ("dcae", "dcae-no-msfa", "tcm-dictionary", "elic-dictionary")),
-        *((kind, "fp32") for kind in ("dcae", "elic", "global-tokens")),
+        *((kind, "fp64") for kind in ("dcae-variable-rate", "tcm", "elic-plus-dictionary", "global-tokens")),
+        *((kind, "fp32") for kind in ("dcae", "icwem")),
     ],
 )
 def test_transfers_of_coding(kind, arithmetic, pinned):

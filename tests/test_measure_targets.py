@@ -6,20 +6,9 @@ import pytest
 from PIL import Image
 
 from scripts import measure_targets
-from tests.test_targets import graded_model
-from tests.toys import TOYS, toy_image
+from tests.toys import toy_image
 from utils.cli import UserError
-from utils.codec.checkpoint import save_checkpoint
 from utils.data.images import to_uint8
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    """A toy whose rates grow with quality."""
-    model, path = graded_model(), tmp_path_factory.mktemp("targets") / "toy.pt"
-    recorded = {"name": TOYS["dcae-variable-rate"][0], "config": model.config}
-    save_checkpoint(path, {"format": 1, "model": recorded, "state_dict": model.state_dict()})
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -30,8 +19,8 @@ def data(tmp_path_factory):
     return folder
 
 
-def test_every_target_of_every_image(checkpoint, data, capsys):
-    measure_targets.main([f"--data={data}", f"--checkpoint={checkpoint}", "--quality", "30", "70", "--json"])
+def test_every_target_of_every_image(graded_checkpoint, data, capsys):
+    measure_targets.main([f"--data={data}", f"--checkpoint={graded_checkpoint}", "--quality", "30", "70", "--json"])
     outcomes = json.loads(capsys.readouterr().out)
     assert [(o["image"], o["kind"]) for o in outcomes] == [
         (f"{number}.png", kind) for number in range(2) for _ in range(2) for kind in ("bpp", "size", "psnr")

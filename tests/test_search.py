@@ -11,14 +11,14 @@ import torch
 import compress_and_decompress
 from models import load_model
 from models.checkpoints.loading import trained_for
-from tests.toys import TOYS, toy_image, toy_model
+from tests.toys import TOYS, graded_model, toy_image, toy_model
 from utils.cli import UserError
 from utils.codec.checkpoint import DEFAULT_CHECKPOINT
 from utils.codec.codec import Codec
 from utils.codec.effort import Search
 from utils.codec.search import SearchingCoder, refine, searchable, slope
 from utils.codec.targets import Target, compress_to_target
-from utils.codec.trade_off import STEPS, TradeOff, of_quality
+from utils.codec.trade_off import COARSER, STEPS, TradeOff, coarser, of_quality
 from utils.codec.windows import bytes_a_pixel, cores, cut, refine_image
 from utils.data.images import read_image, to_tensor, to_uint8, write_png
 from utils.data.padding import pad_centred
@@ -54,6 +54,25 @@ def test_every_model_gets_a_cheaper_file_that_decodes(kind):
     assert cost(codec, plain, x, trade_off) == pytest.approx(found.plain.cost, rel=1e-9)
     assert found.best.cost < found.plain.cost and found.won_percent > 0
     codec.verify(found.data)
+
+
+def test_gains_of_a_search_are_coarser_within_the_range():
+    for lambda_range in ((0.0018, 0.05), (0.001, 0.2)):
+        wanted, chosen = (of_quality(q, lambda_range).weight for q in (60.0, coarser(60.0, lambda_range)))
+        assert chosen == pytest.approx(COARSER * wanted, rel=1e-3)
+    assert coarser(1.0) == coarser(3.0) == 1.0 and 93 < coarser(100.0) < 94
+
+
+def test_the_quality_stays_and_bits_are_saved():
+    """The shipped model: about the same PSNR, a smaller file, which names the quality of its gains."""
+    x = to_tensor(read_image(DEFAULT_CHECKPOINT.parent / "samples/girl.png")[0])[..., 100:356, 200:456]
+    codec, quality = Codec(load_model(DEFAULT_CHECKPOINT)), 50.0
+    found = codec.search(x, quality, effort=4)
+    decibels = [psnr(quantise_8_bit(codec.decompress(coded.data)), x) for coded in (found.plain, found.best)]
+    assert abs(decibels[1] - decibels[0]) < 0.5 and len(found.data) < 0.94 * len(found.plain.data)
+    assert found.quality == codec.open(found.data).quality == coarser(quality, codec.model.lambda_range)
+    given = Codec(codec.model, trade_off=TradeOff(0.01, "mse", "--lambda")).search(x, quality, effort=1)
+    assert given.quality == given.plain.quality == quality
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 200), (129, 64), (65, 131)])
@@ -258,8 +277,6 @@ def test_weights_are_shared_and_frozen():
 
 @pytest.fixture(scope="module")
 def graded():
-    from tests.test_targets import graded_model
-
     return Codec(graded_model())
 
 

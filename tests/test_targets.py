@@ -1,11 +1,10 @@
 """Files of a wanted size, rate or PSNR: how close they come, and what is said where they cannot."""
 
 import pytest
-import torch
 
 import compress_and_decompress
-from models.layers.gain import QUALITY_MAX, QUALITY_MIN, GainUnit
-from tests.toys import toy_image, toy_model
+from models.layers.gain import QUALITY_MAX, QUALITY_MIN
+from tests.toys import graded_model, toy_image
 from utils.cli import UserError
 from utils.codec.codec import Codec
 from utils.codec.targets import Target, Trial, compress_to_target, search
@@ -56,16 +55,6 @@ def test_beyond_the_range_of_psnr():
     assert search(attempt, Target("psnr", 20.0)).quality == QUALITY_MIN
     with pytest.raises(UserError, match="out of reach; quality 100 gives 38 dB"):
         search(attempt, Target("psnr", 45.0))
-
-
-def graded_model():
-    """A variable-rate toy with the gains of a fresh model, finer by e^2: its rates grow with quality."""
-    model = toy_model("dcae-variable-rate")
-    fresh = GainUnit(model.M)
-    with torch.no_grad():
-        model.gain.log_gain.copy_(fresh.log_gain + 2)
-        model.gain.log_inverse_gain.copy_(fresh.log_inverse_gain - 2)
-    return model
 
 
 def test_files_on_target_are_what_compress_writes_at_their_quality():

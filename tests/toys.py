@@ -9,6 +9,7 @@ import torch
 
 from models import build_model
 from models.base import SliceCompressionModel
+from models.layers.gain import GainUnit
 from utils.measuring.fill_weights import fill_
 
 _ENTROPY = {"M": 40, "slices": 5, "hidden": (12, 10)}
@@ -40,6 +41,16 @@ WRITERS = {**TOYS, "icwem": ("icwem", _TCM)}  # of the files in tests/portable
 def toy_model(kind: str, salt: str = "") -> SliceCompressionModel:
     """The toy of this kind in eval mode, tables ready, for its caller alone; another salt gives other weights."""
     return _copy_of(kind, salt, False)
+
+
+def graded_model() -> SliceCompressionModel:
+    """A variable-rate toy with the gains of a fresh model, finer by e^2: its rates grow with quality."""
+    model = toy_model("dcae-variable-rate")
+    fresh = GainUnit(model.M)
+    with torch.no_grad():
+        model.gain.log_gain.copy_(fresh.log_gain + 2)
+        model.gain.log_inverse_gain.copy_(fresh.log_inverse_gain - 2)
+    return model
 
 
 def writer(kind: str) -> SliceCompressionModel:

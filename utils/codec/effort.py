@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from utils.codec.search import Problem, slope
-from utils.codec.trade_off import EFFORTS, STEPS, TradeOff, of_quality
+from utils.codec.trade_off import COARSER, EFFORTS, STEPS, TradeOff, coarser, of_quality
 from utils.codec.windows import refine_image
 from utils.data.padding import padding_of
 from utils.metrics import MS_SSIM_SMALLEST, distortion_of, quantise_8_bit
@@ -24,9 +24,10 @@ Progress = Callable[[int, int], None]  # steps done, and of how many
 
 @dataclass(frozen=True)
 class Coded:
-    """A file, the distortion of its 8-bit image, and what it costs: lambda * distortion * pixels + bits."""
+    """A file, its quality, the distortion of its 8-bit image, and its cost: lambda * distortion * pixels + bits."""
 
     data: bytes
+    quality: float | None
     distortion: float
     cost: float
 
@@ -43,6 +44,11 @@ class Searched:
     @property
     def data(self) -> bytes:
         return self.best.data
+
+    @property
+    def quality(self) -> float | None:
+        """That of the file kept, which a search makes lower than the one asked for."""
+        return self.best.quality
 
     @property
     def won_percent(self) -> float:
@@ -86,7 +92,8 @@ class Search:
             shown = quantise_8_bit(self.codec.image(coded["y_hat"], self.size, quality))
         data = self.codec.pack(coded, self.x, quality)
         distortion = float(distortion_of(shown.double(), self.x.double(), trade_off.metric)[0])
-        return Coded(data, distortion, trade_off.cost(distortion, self.size[0] * self.size[1]) + 8 * len(data))
+        cost = trade_off.cost(distortion, self.size[0] * self.size[1]) + 8 * len(data)
+        return Coded(data, quality, distortion, cost)
 
     def refined(self, y: Tensor, quality: float | None, trade_off: TradeOff, steps: int | None = None) -> Tensor:
         """A latent that by the search's estimate costs less than y at this trade-off; both (1, M, h, w)."""
@@ -110,6 +117,19 @@ class Search:
         with torch.inference_mode(False):
             return slope(self.problem(quality, TradeOff(1.0)), self.latent(quality).clone())
 
+    def gains_for(self, quality: float | None) -> float | None:
+        """The quality whose gains a search for the trade-off of `quality` works with: a coarser one."""
+        if quality is None or self.codec.trade_off is not None:
+            return quality
+        return coarser(quality, self.codec.model.lambda_range)
+
+    def trade_off_for(self, quality: float) -> TradeOff:
+        """The trade-off for which a search with the gains of `quality` does best, where it is free to choose."""
+        of_gains = self.trade_off(quality)
+        if self.codec.trade_off is not None:
+            return of_gains
+        return replace(of_gains, weight=of_gains.weight / COARSER)
+
 
 @torch.no_grad()
 def compress_with_effort(
@@ -117,14 +137,16 @@ def compress_with_effort(
 ) -> Searched:
     """The cheaper of two files of image x (1, 3, H, W) in [0, 1]: of the latent found, and of the encoder's own.
 
-    The same input gives the same bytes. An image too small for MS-SSIM is coded without a search by models of that.
+    Both are judged by the trade-off of `quality`; the latent found has the gains of a somewhat lower one. The same
+    input gives the same bytes. An image too small for MS-SSIM is coded without a search by models of that.
     """
     search = Search(codec, x, effort, progress)
     y, trade_off = search.latent(quality), search.trade_off(quality)
     if trade_off.metric == "ms-ssim" and min(x.shape[-2:]) < MS_SSIM_SMALLEST:
         with search.bounded():
-            coded = Coded(codec.pack(codec.code(y), x, quality), 0.0, 1.0)
+            coded = Coded(codec.pack(codec.code(y), x, quality), quality, 0.0, 1.0)
         return Searched(coded, coded, trade_off, 0)
     plain = search.code(y, quality, trade_off)
-    found = search.code(search.refined(y, quality, trade_off), quality, trade_off)
+    coarse = search.gains_for(quality)
+    found = search.code(search.refined(search.latent(coarse), coarse, trade_off), coarse, trade_off)
     return Searched(min(plain, found, key=lambda coded: coded.cost), plain, trade_off, search.steps)

@@ -34,7 +34,7 @@ from utils.inference.fast import shared_copy
 from utils.metrics import distortion_of
 
 FARTHEST = 0.75  # an aim more than half a step away changes the symbol; more than this overshoots
-PACE = (0.2, 0.1)  # b of the first and of the last step
+PACE = (0.3, 0.1)  # b of the first and of the last step
 LESS_CURVED, MORE_CURVED, CURVATURES = 0.9, 1.5, (0.5, 8.0)  # factors of an element's curvature, and their bounds
 LEAST_LIKELIHOOD = 1e-9  # as in training: keeps -log2 finite
 

@@ -108,9 +108,10 @@ def search_latents(
         return Trial(quality, coded.data, reached, distortion=coded.distortion)
 
     trials, latent = [trial(work.latent(quality), quality)], None
+    quality = work.gains_for(quality)
     for number in range(MOST_SEARCHES):
         steps = max(1, work.steps // (3 if number else 1))  # the latent of another quality is nearly this one's
-        y = work.refined(work.latent(quality, latent), quality, work.trade_off(quality), steps)
+        y = work.refined(work.latent(quality, latent), quality, work.trade_off_for(quality), steps)
         trials.append(trial(y, quality))
         latent, following = y / work.gains(quality), next_quality(trials[1:], target)
         if abs(following - quality) < FINEST or (number and target.accepts(trials[-1].reached)):

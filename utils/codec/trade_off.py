@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from models.layers.gain import LAMBDA_RANGE, lambda_of_quality
+from models.layers.gain import LAMBDA_RANGE, QUALITY_MAX, QUALITY_MIN, lambda_of_quality
 from utils.metrics import WEIGHT_OF_METRIC
 
-STEPS = (0, 1, 2, 4, 6, 9, 12, 20, 36, 64)  # of effort 0, 1, ... 9
+STEPS = (0, 1, 2, 4, 6, 9, 12, 16, 22, 32)  # of effort 0, 1, ... 9
 EFFORTS = range(len(STEPS))
+COARSER = 0.8  # a search for lambda does best with the gains of this times lambda (docs/effort.md)
 
 
 @dataclass(frozen=True)
@@ -33,3 +35,14 @@ class TradeOff:
 def of_quality(quality: float, lambda_range: Sequence[float] = LAMBDA_RANGE) -> TradeOff:
     """That of a variable-rate model at a quality, 1..100."""
     return TradeOff(float(lambda_of_quality(quality, lambda_range)), "mse", "quality")
+
+
+def coarser(quality: float, lambda_range: Sequence[float] = LAMBDA_RANGE) -> float:
+    """The quality, 1..100 in hundredths, whose gains a search for the lambda of `quality` works with.
+
+    A search alone spends what it wins mostly on less distortion; with coarser steps it comes back to about the
+    distortion of `quality` without a search, and saves bits.
+    """
+    low, high = lambda_range
+    less = (QUALITY_MAX - QUALITY_MIN) * math.log(COARSER) / math.log(high / low)
+    return max(QUALITY_MIN, round(quality + less, 2))
