@@ -42,6 +42,7 @@ from utils.codec.folders import (
     format_summary,
     gather,
     kept,
+    leave_if_stopped,
     process_share,
     run_jobs,
     summarise,
@@ -183,10 +184,10 @@ def compress(job: Job, content: tuple, codec: Codec, args: argparse.Namespace, s
 
 
 @contextmanager
-def step_bar(job: Job, args: argparse.Namespace) -> Iterator[Callable[[int, int], None] | None]:
+def step_bar(job: Job, args: argparse.Namespace) -> Iterator[Callable[[int, int], None]]:
     """Shows the steps of a search that takes longer than two seconds, on a terminal; of one file at a time."""
     if not args.effort or args.jobs > 1 or process_share()[0]:
-        yield None
+        yield leave_if_stopped
         return
     with tqdm(desc=job.name, unit="step", leave=False, delay=2, disable=None) as bar:
 

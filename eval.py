@@ -82,6 +82,8 @@ def check_flags(args: argparse.Namespace) -> None:
         raise UserError(f"--arithmetic {args.arithmetic} matters to real files only; add --real or leave it out")
     if args.effort and not args.real:
         raise UserError(f"--effort {args.effort} matters to real files only; add --real or leave it out")
+    if args.weight and len(args.checkpoint or []) > 1:
+        raise UserError("--lambda is of one checkpoint; evaluate the others without it, or each by itself")
     if args.overwrite and not args.report:
         raise UserError("--overwrite matters to --report only; leave it out")
     for quality in args.quality or []:

@@ -26,7 +26,8 @@ from tqdm import tqdm
 from utils.cli import UserError, run_program
 from utils.codec.checkpoint import DEFAULT_CHECKPOINT, load_model
 from utils.codec.codec import Codec
-from utils.codec.trade_off import EFFORTS, STEPS
+from utils.codec.search import PACE
+from utils.codec.trade_off import COARSER, EFFORTS, STEPS
 from utils.data.images import read_image, to_tensor, to_uint8
 from utils.data.listing import find_images
 from utils.evaluation.evaluation import QUANTITIES, Record, mean
@@ -117,17 +118,20 @@ def measure_image(chosen: Sequence[ClassicalCodec], path: Path, done: dict[str, 
 
 
 def read_measured(path: Path, model: str) -> dict[str, Any]:
-    """What an earlier run has measured. Raises UserError where that was of another model."""
+    """What an earlier run has measured. Raises UserError where that was of another model, or searched differently."""
+    search = {"steps": list(STEPS), "pace": list(PACE), "coarser": COARSER}
     if not path.exists():
-        return {"model": model, "sets": {}}
+        return {"model": model, "search": search, "sets": {}}
     content = json.loads(path.read_text(encoding="utf-8"))
     if content["model"] != model:
         raise UserError(f"--output {path}: holds measurements of model {content['model']}, not {model}; choose another")
+    if content["search"] != search:
+        raise UserError(f"--output {path}: holds measurements of an older search; choose another, or remove it")
     return content
 
 
 def write_curve(encoder: ClassicalCodec, images: Measured, path: Path) -> None:
-    """Its results.json: a point a setting that all images have."""
+    """Its results.json: a point a setting, of these images."""
     points = []
     for setting in encoder.settings:
         records = [
@@ -195,6 +199,9 @@ def main(argv: Sequence[str]) -> None:
     content, chosen = read_measured(path, codec.fingerprint.hex()), encoders(codec, args)
     require_writable(path, "--output")
     stems = [args.output / folder.resolve().name for folder in args.data]
+    if len(set(stems)) < len(stems):
+        raise UserError("--data: two folders have the same name; rename one, or measure them in two runs")
+    codec.decompress(codec.compress(torch.rand(1, 3, 64, 64), args.quality[0]))  # warms up
     for folder, stem in zip(args.data, stems):
         images = content["sets"].setdefault(stem.name, {})
         found = find_images(folder)[: args.images]
@@ -202,6 +209,7 @@ def main(argv: Sequence[str]) -> None:
             measure_image(chosen, image, images.setdefault(image.name, {}))
             with atomic_write(path) as file:
                 file.write(to_json(content).encode() + b"\n")
+        images = {image.name: images[image.name] for image in found}
         for encoder in chosen:
             write_curve(encoder, images, stem.with_name(f"{stem.name}-{encoder.name}.json"))
         print(f"{stem.name}, {len(images)} images", format_summary(chosen, stem), sep="\n", end="\n\n", flush=True)

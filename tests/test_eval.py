@@ -161,6 +161,11 @@ def test_one_bad_checkpoint_among_several_is_counted(checkpoints, data, tmp_path
         (["--quality", "0.5"], "--quality 0.5 is outside"),
         (["--quality", "50"], "one quality only; leave out --quality"),
         (["--arithmetic", "fp64"], "add --real"),
+        (["--effort", "3"], "add --real"),
+        (
+            ["--real", "--effort", "3", "--lambda", "0.01", "--checkpoint", "a.pt", "b.pt"],
+            "--lambda is of one checkpoint",
+        ),
         (["--device", "abacus"], "--device abacus: no such device"),
         (["--device", "mps"], "--device mps: no such device"),
         (["--device", "cpu", "--cuda"], "contradict"),

@@ -4,9 +4,11 @@ import json
 
 import pytest
 
+from models import load_model
 from scripts import measure_effort
 from tests.toys import toy_image
 from utils.cli import UserError
+from utils.codec.codec import fingerprint
 from utils.data.images import to_uint8, write_png
 from utils.figures.rd_curves import load_curve
 
@@ -44,5 +46,13 @@ def test_what_cannot_be_measured_is_refused(data, toy_checkpoint, tmp_path):
     (tmp_path / "measured.json").write_text('{"model": "00000000", "sets": {}}')
     with pytest.raises(UserError, match="holds measurements of model 00000000"):
         measure_effort.main([f"--data={data}", f"--output={tmp_path}", f"--checkpoint={toy_checkpoint}"])
+    same = load_model(toy_checkpoint)
+    (tmp_path / "measured.json").write_text(f'{{"model": "{fingerprint(same).hex()}", "search": {{}}, "sets": {{}}}}')
+    with pytest.raises(UserError, match="an older search"):
+        measure_effort.main([f"--data={data}", f"--output={tmp_path}", f"--checkpoint={toy_checkpoint}"])
+    with pytest.raises(UserError, match="same name"):
+        measure_effort.main(
+            ["--data", str(data), str(data), f"--output={tmp_path / 'new'}", f"--checkpoint={toy_checkpoint}"]
+        )
     with pytest.raises(UserError, match="four or more"):
         measure_effort.main([f"--data={data}", f"--output={tmp_path}", "--quality", "10", "50"])

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import json
+import math
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 import torch
 
 import compress_and_decompress
+import eval as eval_program
 from models import load_model
 from models.checkpoints.loading import trained_for
 from tests.toys import TOYS, graded_model, toy_image, toy_model
 from utils.cli import UserError
+from utils.codec import folders
 from utils.codec.checkpoint import DEFAULT_CHECKPOINT
 from utils.codec.codec import Codec
 from utils.codec.effort import Search
 from utils.codec.search import SearchingCoder, refine, searchable, slope
-from utils.codec.targets import Target, compress_to_target
+from utils.codec.targets import Target, Trial, best_of, compress_to_target, next_quality
 from utils.codec.trade_off import COARSER, STEPS, TradeOff, coarser, of_quality
 from utils.codec.windows import bytes_a_pixel, cores, cut, refine_image
 from utils.data.images import read_image, to_tensor, to_uint8, write_png
@@ -71,8 +75,6 @@ def test_the_quality_stays_and_bits_are_saved():
     decibels = [psnr(quantise_8_bit(codec.decompress(coded.data)), x) for coded in (found.plain, found.best)]
     assert abs(decibels[1] - decibels[0]) < 0.5 and len(found.data) < 0.94 * len(found.plain.data)
     assert found.quality == codec.open(found.data).quality == coarser(quality, codec.model.lambda_range)
-    given = Codec(codec.model, trade_off=TradeOff(0.01, "mse", "--lambda")).search(x, quality, effort=1)
-    assert given.quality == given.plain.quality == quality
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 200), (129, 64), (65, 131)])
@@ -94,12 +96,12 @@ def test_files_of_every_arithmetic(arithmetic):
 def test_bfloat16_transforms():
     codec, x = codec_of("dcae-variable-rate", precision="bf16"), quantise_8_bit(toy_image(64, 64))
     found = codec.search(x, 30.0, effort=2)
-    assert cost(codec, found.data, x, found.trade_off) <= cost(codec, codec.compress(x, 30.0), x, found.trade_off)
+    assert cost(codec, found.data, x, found.trade_off) < cost(codec, codec.compress(x, 30.0), x, found.trade_off)
 
 
 def test_the_plain_file_is_kept_where_nothing_is_won():
-    """Where only the distortion of a black image counts that is shown without any error, nothing can be won."""
-    codec, x = codec_of("dcae", trade_off=TradeOff(1e-12)), quantise_8_bit(toy_image(64, 64))
+    """A search that went astray is of no consequence."""
+    codec, x = codec_of("dcae"), quantise_8_bit(toy_image(64, 64))
     search = Search(codec, x, 1)
     search.refined = lambda y, *_: y + torch.randn(y.shape, generator=torch.Generator().manual_seed(1)) * 9
     worse = search.code(search.refined(search.latent(None)), None, FIXED)
@@ -224,13 +226,93 @@ def test_cores_are_whole_units_and_fit():
 def test_a_limit_of_memory_makes_windows_smaller_or_is_refused(monkeypatch):
     codec, x = codec_of("dcae-variable-rate"), quantise_8_bit(toy_image(500, 120))
     problem, y = problem_of(codec, x)
-    monkeypatch.setattr("utils.codec.windows.held", lambda device: 0)
-    enough = int(bytes_a_pixel(problem, y) * 400**2) + 16 * y.numel()
+    monkeypatch.setattr("utils.codec.windows.before_the_search", lambda problem, y: 0)
+    enough = int(bytes_a_pixel(problem, y) * 400**2)
     steps = []
     found = refine_image(problem, y, 1, enough, lambda done, total: steps.append(total))
     assert found.after < found.before and steps == [4, 4, 4, 4]
     with pytest.raises(UserError, match="--max-memory .*a search needs"):
         refine_image(problem, y, 1, enough // 8)
+
+
+def test_a_search_wins_at_the_ends_of_the_range(graded):
+    """Where nothing better is to be had, or nothing worse, bits are still to be saved."""
+    x = quantise_8_bit(toy_image(128, 160))
+    for target, quality in ((Target("bpp", 30.0), 100.0), (Target("psnr", 5.0), 1.0)):
+        plain, found = compress_to_target(graded, x, target), compress_to_target(graded, x, target, effort=4)
+        assert plain.quality == quality and found.won_percent > 0
+        assert len(found.data) < len(plain.data)
+
+
+def test_of_files_on_target_the_cheapest_is_kept():
+    trials = [Trial(50.0, bytes(4980), 0.498, distortion=1.0), Trial(45.0, bytes(5020), 0.502, distortion=0.99)]
+    cost = {4980: 1.0, 5020: 1.1}
+    assert best_of(trials, Target("bpp", 0.5), lambda trial: cost[len(trial.data)]) is trials[0]
+    small, large = trials = [replace(trial, reached=len(trial.data)) for trial in trials]
+    assert best_of(trials, Target("size", 5020), lambda trial: cost[len(trial.data)]) is large
+    assert best_of(trials, Target("size", 5000), lambda trial: cost[len(trial.data)]) is small
+
+
+def test_an_image_without_an_error_has_a_psnr(graded):
+    infinite = Trial(50.0, b"", math.inf)
+    assert next_quality([infinite], Target("psnr", 40.0)) < 50
+    assert next_quality([infinite, Trial(40.0, b"", 50.0)], Target("psnr", 40.0)) < 40
+
+
+def test_effort_0_searches_nothing(graded):
+    x = quantise_8_bit(toy_image(64, 64))
+    found = graded.search(x, 20.0, effort=0)
+    assert found.best is found.plain and found.data == graded.compress(x, 20.0) and found.won_percent == 0
+
+
+def test_what_a_model_does_not_have_is_refused(graded):
+    x = toy_image(64, 64)
+    with pytest.raises(ValueError, match="one quality"):
+        codec_of("dcae").compress(x, 50.0, effort=1)
+    with pytest.raises(ValueError, match="needs a quality"):
+        graded.compress(x, effort=1)
+    with pytest.raises(ValueError, match="effort 10 is outside"):
+        graded.compress(x, 50.0, effort=10)
+    with pytest.raises(UserError, match="--lambda: this model has a lambda for every quality"):
+        Codec(graded.model, trade_off=FIXED)
+    with pytest.raises(UserError, match="--format official: .* no place for a quality"):
+        Codec(graded.model, "published")
+
+
+def test_threads_leave_a_search_when_the_program_ends():
+    folders.stopped.set()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            codec_of("dcae").search(toy_image(64, 64), None, 1, folders.leave_if_stopped)
+    finally:
+        folders.stopped.clear()
+    codec_of("dcae").search(toy_image(64, 64), None, 1, folders.leave_if_stopped)
+
+
+def test_evaluation_says_what_was_won_and_for_which_lambda(tmp_path, toy_checkpoint, capsys):
+    write_png(tmp_path / "in" / "a.png", to_uint8(toy_image(64, 96)))
+    flags = ["--data", str(tmp_path / "in"), "--checkpoint", str(toy_checkpoint), "--quality", "30", "--real"]
+    files = {}
+    for effort in ("0", "2"):
+        output = tmp_path / f"{effort}.json"
+        assert eval_program.main([*flags, "--effort", effort, "--output", str(output)]) == 0
+        files[effort] = json.loads(output.read_text())["points"][0]
+        assert ("won %" in capsys.readouterr().out) == (effort == "2")
+    plain, found = (files[effort]["images"][0] for effort in "02")
+    assert found["bytes"] < plain["bytes"] and found["won_percent"] > 0 and plain["won_percent"] is None
+    assert found["lambda"] == pytest.approx(of_quality(30.0).weight) and found["source"] == "quality"
+    assert found["excess_percent"] is None and plain["excess_percent"] is not None
+    assert found["bpp_estimated"] == pytest.approx(plain["bpp_estimated"])
+
+
+def test_lambda_of_a_large_image_is_that_of_its_middle(monkeypatch):
+    codec, x = Codec(toy_model("dcae")), quantise_8_bit(toy_image(500, 120))
+    monkeypatch.setattr("utils.codec.windows.LARGEST_WINDOW", 384)
+    seen = []
+    monkeypatch.setattr("utils.codec.effort.slope", lambda problem, y: seen.append((problem, y)) or FIXED)
+    assert Search(codec, x, 1).trade_off(None) is FIXED
+    ((problem, y),) = seen
+    assert max(problem.x.shape[-2:]) <= 384 and y.shape[-2:] == (problem.x.shape[-2] // 16, problem.x.shape[-1] // 16)
 
 
 def test_a_model_for_ms_ssim():

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from models import STRIDE_Z
 from models.base import SliceCompressionModel
+from utils.cli import UserError
 from utils.codec.bitstream import (
     Bitstream,
     BitstreamError,
@@ -59,6 +60,12 @@ class Codec(Engine):
     ) -> None:
         super().__init__(model, **engine)
         self.arithmetic, self.padding, self.effort = arithmetic, padding, effort
+        if trade_off is not None and model.variable_rate:
+            raise UserError("--lambda: this model has a lambda for every quality; leave it out and choose --quality")
+        if arithmetic == "published" and model.variable_rate:
+            raise UserError(
+                "--format official: has no place for a quality; leave it out, or name a checkpoint of one rate"
+            )
         trained_for = model.trained_for and TradeOff(model.trained_for[1], model.trained_for[0], "checkpoint")
         self.trade_off = trade_off or trained_for  # None: that of the quality, or of the image
         self._searchable = None
@@ -97,7 +104,8 @@ class Codec(Engine):
     def search(self, x: Tensor, quality: float | None, effort: int, progress: Progress | None = None) -> Searched:
         """Image (1, 3, H, W) in [0, 1] -> its file, as by `compress` with an effort, and what the search gained.
 
-        Raises UserError where lambda is not known and cannot be estimated.
+        Effort 0 searches nothing. Raises ValueError for an effort outside 0..9 and a quality that the model does not
+        have, and UserError where lambda is not known and cannot be estimated, or memory does not suffice.
         """
         quality = None if quality is None else quality_steps(quality) / 100
         return compress_with_effort(self, x, quality, effort, progress)

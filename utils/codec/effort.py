@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from models.layers.gain import qualities
 from utils.codec.search import Problem, slope
 from utils.codec.trade_off import COARSER, EFFORTS, STEPS, TradeOff, coarser, of_quality
-from utils.codec.windows import refine_image
+from utils.codec.windows import middle, refine_image
 from utils.data.padding import padding_of
+from utils.inference.memory import give_back_memory
 from utils.metrics import MS_SSIM_SMALLEST, distortion_of, quantise_8_bit
 
 if TYPE_CHECKING:
@@ -34,12 +36,11 @@ class Coded:
 
 @dataclass(frozen=True)
 class Searched:
-    """What a search came to: the file kept, the encoder's own, lambda, and steps (of each window)."""
+    """What a search came to: the file kept, the encoder's own, and lambda."""
 
     best: Coded
     plain: Coded
     trade_off: TradeOff
-    steps: int
 
     @property
     def data(self) -> bytes:
@@ -62,15 +63,20 @@ class Search:
     Raises ValueError for an effort outside 0..9.
     """
 
-    def __init__(self, codec: Codec, x: Tensor, effort: int, progress: Progress | None = None) -> None:
+    def __init__(
+        self, codec: Codec, x: Tensor, effort: int, progress: Progress | None = None, analysed: Tensor | None = None
+    ) -> None:
+        """analysed: what the analysis transform makes of the padded image, (1, M, h, w), where that is known."""
         if effort not in EFFORTS:
             raise ValueError(f"effort {effort} is outside 0..{EFFORTS[-1]}")
         self.codec, self.x, self.size, self.steps, self.progress = codec, x, x.shape[-2:], STEPS[effort], progress
         self.padded = codec.padded(x)
         befores = (padding_of(side, codec.model.size_multiple)[0] for side in self.size)
         self.inside = tuple(slice(before, before + side) for before, side in zip(befores, self.size))
-        with self.bounded():
-            self.analysed = codec.quick.analysis(self.padded)
+        if analysed is None:
+            with self.bounded():
+                analysed = codec.quick.analysis(self.padded)
+        self.analysed = analysed
 
     def bounded(self) -> AbstractContextManager:
         """For what works with the codec's quick copies."""
@@ -98,6 +104,8 @@ class Search:
     def refined(self, y: Tensor, quality: float | None, trade_off: TradeOff, steps: int | None = None) -> Tensor:
         """A latent that by the search's estimate costs less than y at this trade-off; both (1, M, h, w)."""
         problem, steps = self.problem(quality, trade_off), self.steps if steps is None else steps
+        if self.codec.max_memory is not None:
+            give_back_memory()  # what coding kept is the search's now
         with torch.inference_mode(False), torch.no_grad():
             return refine_image(problem, y.clone(), steps, self.codec.max_memory, self.progress).y
 
@@ -109,25 +117,22 @@ class Search:
             return Problem(model, z_hat, self.padded.clone(), self.inside, quality, trade_off)
 
     def trade_off(self, quality: float | None) -> TradeOff:
-        """The codec's, that of the quality, or what the image says."""
+        """The codec's, that of the quality, or what the image, or the middle of a large one, says."""
         if self.codec.trade_off is not None:
             return self.codec.trade_off
         if quality is not None:
             return of_quality(quality, self.codec.model.lambda_range)
-        with torch.inference_mode(False):
-            return slope(self.problem(quality, TradeOff(1.0)), self.latent(quality).clone())
+        problem = self.problem(quality, TradeOff(1.0))
+        with torch.inference_mode(False), torch.no_grad():
+            return slope(*middle(problem, self.latent(quality).clone(), self.codec.max_memory))
 
     def gains_for(self, quality: float | None) -> float | None:
         """The quality whose gains a search for the trade-off of `quality` works with: a coarser one."""
-        if quality is None or self.codec.trade_off is not None:
-            return quality
-        return coarser(quality, self.codec.model.lambda_range)
+        return None if quality is None else coarser(quality, self.codec.model.lambda_range)
 
     def trade_off_for(self, quality: float) -> TradeOff:
-        """The trade-off for which a search with the gains of `quality` does best, where it is free to choose."""
+        """The trade-off of a search with the gains of `quality`: the inverse of `gains_for`."""
         of_gains = self.trade_off(quality)
-        if self.codec.trade_off is not None:
-            return of_gains
         return replace(of_gains, weight=of_gains.weight / COARSER)
 
 
@@ -140,13 +145,16 @@ def compress_with_effort(
     Both are judged by the trade-off of `quality`; the latent found has the gains of a somewhat lower one. The same
     input gives the same bytes. An image too small for MS-SSIM is coded without a search by models of that.
     """
+    qualities(quality, x, codec.model.variable_rate)  # refuses what the model does not have
     search = Search(codec, x, effort, progress)
     y, trade_off = search.latent(quality), search.trade_off(quality)
     if trade_off.metric == "ms-ssim" and min(x.shape[-2:]) < MS_SSIM_SMALLEST:
         with search.bounded():
             coded = Coded(codec.pack(codec.code(y), x, quality), quality, 0.0, 1.0)
-        return Searched(coded, coded, trade_off, 0)
+        return Searched(coded, coded, trade_off)
     plain = search.code(y, quality, trade_off)
+    if not search.steps:
+        return Searched(plain, plain, trade_off)
     coarse = search.gains_for(quality)
     found = search.code(search.refined(search.latent(coarse), coarse, trade_off), coarse, trade_off)
-    return Searched(min(plain, found, key=lambda coded: coded.cost), plain, trade_off, search.steps)
+    return Searched(min(plain, found, key=lambda coded: coded.cost), plain, trade_off)

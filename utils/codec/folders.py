@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 from tqdm import tqdm
@@ -65,6 +66,15 @@ class Stages:
     write: Callable[[Job, Any], Outcome]
 
 
+stopped = Event()  # the program ends: long work in other threads is to be left
+
+
+def leave_if_stopped(*_: int) -> None:
+    """For the progress of long work in other threads than the main one, to which Ctrl-C does not come."""
+    if stopped.is_set():
+        raise KeyboardInterrupt
+
+
 def run_jobs(jobs: Sequence[Job], stages: Stages, overwrite: bool, label: str, at_once: int = 1) -> list[Outcome]:
     """Run this process's share of the jobs; a job that fails is reported on stderr and does not stop the others.
 
@@ -90,10 +100,12 @@ def side_by_side(jobs: Sequence[Job], stages: Stages, overwrite: bool, at_once: 
             return kept(job)
         return guarded(job, lambda: stages.write(job, stages.work(job, stages.read(job))))
 
+    stopped.clear()
     with ThreadPoolExecutor(at_once) as workers:
         try:
             yield from workers.map(whole, jobs)
         except BaseException:
+            stopped.set()
             workers.shutdown(cancel_futures=True)
             raise
 

@@ -18,7 +18,6 @@ the elements as in Rprop (Riedmiller and Braun, ICNN 1993).
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -46,8 +45,6 @@ class Refined:
     y: Tensor
     before: float
     after: float
-    steps: int
-    seconds: float
 
 
 class _Bits(torch.autograd.Function):
@@ -196,7 +193,7 @@ def refine(
 
     The same seed gives the same latent.
     """
-    start, generator = time.perf_counter(), torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
     cost, gradient, quantised = problem.evaluate(y)
     before, best, found = cost, cost, y
     aim = Aim(problem.curvature(quantised, generator), problem.movable, generator)
@@ -209,7 +206,7 @@ def refine(
             best, found = cost, y
         if progress:
             progress()
-    return Refined(found.detach(), before, best, steps, time.perf_counter() - start)
+    return Refined(found.detach(), before, best)
 
 
 class Aim:

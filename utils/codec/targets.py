@@ -23,13 +23,14 @@ from utils.metrics import psnr, psnr_of_mse, quantise_8_bit
 
 if TYPE_CHECKING:
     from utils.codec.codec import Codec
-    from utils.codec.effort import Progress
+    from utils.codec.effort import Progress, Search
 
 KINDS = ("bpp", "size", "psnr")
 TOLERANCE = {"bpp": 0.005, "size": 0.01, "psnr": 0.0005}  # relative; a size is approached from below only
 MOST_TRIALS = 16
 FINEST = 0.01  # quality is stored in hundredths
 MOST_SEARCHES = 4  # trials with effort
+PSNR_MAX = 100.0  # dB: that of an image without an error is infinite
 GROWTH = {"bpp": 0.017, "size": 0.017, "psnr": 0.002}  # of the logarithm, a step of quality: a first guess
 
 
@@ -44,6 +45,10 @@ class Target:
         """Whether a result is close enough to stop searching."""
         allowed = TOLERANCE[self.kind] * self.value
         return self.value - allowed <= reached <= self.value + (0 if self.kind == "size" else allowed)
+
+    def harmless(self, reached: float) -> bool:
+        """Whether a result that is off the target is better than asked for: smaller, or of a higher PSNR."""
+        return reached >= self.value if self.kind == "psnr" else reached <= self.value
 
     def distance(self, reached: float) -> float:
         """How far off a result is; infinite for a size that is exceeded."""
@@ -69,10 +74,10 @@ def compress_to_target(
 ) -> Trial:
     """The file of image x (1, 3, H, W) in [0, 1] by a variable-rate model that comes closest to the target.
 
-    With `effort` 1..9 it is the best of those that are close enough: of least distortion or, for a PSNR, of least bits;
-    `progress` is told of its steps.
-    A size or rate above that of the highest quality, or a PSNR below that of the lowest, gives that quality. Raises
-    UserError, saying what could be had, where the model cannot go as small, or as good, as is asked.
+    With `effort` 1..9 it is the one of those close enough that costs least or, within a size, has the least distortion;
+    `progress` is told of its steps. A size or rate above that of the highest quality, or a PSNR below that of the
+    lowest, gives that quality. Raises UserError, saying what could be had, where the model cannot go as small, or as
+    good, as is asked.
     """
     size = x.shape[-2:]
     with codec.bounded(*size, codec.arithmetic):
@@ -90,16 +95,16 @@ def compress_to_target(
             return Trial(quality, data, psnr(quantise_8_bit(decoded), quantise_8_bit(x)))
 
         plain = search(attempt, target)
-    return search_latents(codec, x, target, plain.quality, effort, progress) if effort else plain
-
-
-def search_latents(
-    codec: Codec, x: Tensor, target: Target, quality: float, effort: int, progress: Progress | None
-) -> Trial:
-    """The best file of x (1, 3, H, W) with effort, starting from the `quality` that meets the target without."""
+    if not effort:
+        return plain
     from utils.codec.effort import Search  # here, as CompressAI takes seconds to load
 
-    work, pixels = Search(codec, x, effort, progress), x.shape[-2] * x.shape[-1]
+    return search_latents(Search(codec, x, effort, progress, latent), target, plain.quality)
+
+
+def search_latents(work: Search, target: Target, quality: float) -> Trial:
+    """The best file of an image with effort, starting from the `quality` that meets the target without."""
+    pixels = work.size[0] * work.size[1]
 
     def trial(y: Tensor, quality: float) -> Trial:
         coded = work.code(y, quality, work.trade_off(quality))
@@ -117,15 +122,21 @@ def search_latents(
         if abs(following - quality) < FINEST or (number and target.accepts(trials[-1].reached)):
             break
         quality = following
-    best, trade_off = best_of(trials, target), work.trade_off(trials[0].quality)
-    costs = [trade_off.cost(t.distortion, pixels) + 8 * len(t.data) for t in (trials[0], best)]
-    won = 100 * (1 - costs[1] / costs[0])
+    trade_off = work.trade_off(trials[0].quality)
+
+    def cost(trial: Trial) -> float:
+        return trade_off.cost(trial.distortion, pixels) + 8 * len(trial.data)
+
+    best = best_of(trials, target, cost)
+    won = 100 * (1 - cost(best) / cost(trials[0]))
     return replace(best, trials=len(trials), won_percent=won, trade_off=trade_off)
 
 
 def next_quality(trials: Sequence[Trial], target: Target) -> float:
     """Where a line through the last two logarithms of what was reached, or through the last one, meets the target."""
     aim = target.value * (1 - TOLERANCE["size"] / 3) if target.kind == "size" else target.value
+    if target.kind == "psnr":
+        trials = [replace(trial, reached=min(trial.reached, PSNR_MAX)) for trial in trials]
     last, growth = trials[-1], GROWTH[target.kind]
     if len(trials) > 1 and abs(last.quality - trials[-2].quality) >= FINEST:
         measured = math.log(last.reached / trials[-2].reached) / (last.quality - trials[-2].quality)
@@ -134,15 +145,20 @@ def next_quality(trials: Sequence[Trial], target: Target) -> float:
     return quality_steps(min(max(quality, QUALITY_MIN), QUALITY_MAX)) / 100
 
 
-def best_of(trials: Sequence[Trial], target: Target) -> Trial:
-    """Of the files that are close enough the best, or the closest; a size is never exceeded where that can be."""
+def best_of(trials: Sequence[Trial], target: Target, cost: Callable[[Trial], float]) -> Trial:
+    """Of the files close enough the cheapest, or else the closest; of those within a size the one of least distortion.
+
+    Where the first one, made without a search, is the end of what the model can, on the harmless side of the target, so
+    may the others lie there.
+    """
     if target.kind == "size":
-        close = [t for t in trials if t.reached <= target.value]
-    else:
-        close = [t for t in trials if target.accepts(t.reached)]
-    if not close:
-        return min(trials, key=lambda t: target.distance(t.reached))
-    return min(close, key=lambda t: len(t.data) if target.kind == "psnr" else t.distortion)
+        fitting = [trial for trial in trials if trial.reached <= target.value]
+        if fitting:
+            return min(fitting, key=lambda trial: trial.distortion)
+    close = [trial for trial in trials if target.accepts(trial.reached)]
+    if trials[0].quality in (QUALITY_MIN, QUALITY_MAX) and target.harmless(trials[0].reached):
+        close += [trial for trial in trials if target.harmless(trial.reached)]
+    return min(close, key=cost) if close else min(trials, key=lambda trial: target.distance(trial.reached))
 
 
 def search(attempt: Callable[[float], Trial], target: Target) -> Trial:
@@ -177,8 +193,7 @@ def between(low: Trial, high: Trial, target: Target, halve: bool) -> float:
 
 def at_the_end(trial: Trial, target: Target) -> Trial:
     """A target beyond the range of qualities: fine on the harmless side, a UserError on the other."""
-    harmless = trial.reached >= target.value if target.kind == "psnr" else trial.reached <= target.value
-    if harmless or target.accepts(trial.reached):
+    if target.harmless(trial.reached) or target.accepts(trial.reached):
         return trial
     unit = {"bpp": "bpp", "size": "bytes", "psnr": "dB"}[target.kind]
     raise UserError(

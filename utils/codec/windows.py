@@ -19,11 +19,12 @@ from models.base import STRIDE_Y, STRIDE_Z
 from utils.cli import UserError
 from utils.codec.search import Problem, Refined, refine
 from utils.codec.trade_off import TradeOff
-from utils.inference.memory import held
 from utils.metrics import MS_SSIM_SMALLEST
 
 LARGEST_WINDOW = 1280  # pixels of a side with its margins; larger images are cut even where memory is not limited
 LEAST_MARGIN = 128  # pixels; y's of one attention window
+LIBRARIES = 700 << 20  # bytes of torch, CompressAI and the rest, and of compiled loops
+COPIES = 4  # of the weights: read, in float32, and in float64, which is two
 SLACK = 1.5  # peak of a backward pass over what its forward pass kept
 
 
@@ -52,9 +53,15 @@ def refine_image(
             continue
         parts.append(refine(part, y[..., rows, columns], steps, number, step))
         y[..., rows, columns] = parts[-1].y
-    sums = (sum(values) for values in zip(*((p.before, p.after, p.seconds) for p in parts)))
-    before, after, seconds = sums if parts else (0.0, 0.0, 0.0)
-    return Refined(y, before, after, steps, seconds)
+    return Refined(y, sum(part.before for part in parts), sum(part.after for part in parts))
+
+
+def middle(problem: Problem, y: Tensor, max_memory: int | None = None) -> tuple[Problem, Tensor]:
+    """The problem of the middle of a large image, and its part of y (1, M, h, w); the whole of one that fits."""
+    side = LARGEST_WINDOW if max_memory is None else largest_side(problem, y, max_memory)
+    windows = list(cut(problem, side))
+    rows, columns, core = windows[len(windows) // 2]
+    return window_of(problem, rows, columns, core), y[..., rows, columns]
 
 
 def margin(multiple: int) -> int:
@@ -115,9 +122,8 @@ def largest_side(problem: Problem, y: Tensor, limit: int) -> int:
 
     Raises UserError where not even the smallest does.
     """
-    multiple, device = problem.model.size_multiple, y.device
-    free = limit - held(device) - 4 * y.numel() * y.element_size()
-    each = bytes_a_pixel(problem, y)
+    multiple, each = problem.model.size_multiple, bytes_a_pixel(problem, y)
+    free = limit - before_the_search(problem, y)
     side = min(LARGEST_WINDOW, int((max(0, free) / each) ** 0.5) // multiple * multiple)
     least = min(max(problem.x.shape[-2:]), multiple + 2 * margin(multiple))
     if side < least:
@@ -126,6 +132,16 @@ def largest_side(problem: Problem, y: Tensor, limit: int) -> int:
             f"--max-memory {limit >> 20}M: a search needs {needed >> 20}M here; give as much, or leave --effort out"
         )
     return side
+
+
+def before_the_search(problem: Problem, y: Tensor) -> int:
+    """Bytes that a process holds when a search of y (1, M, h, w) begins.
+
+    Not what it happens to hold, since that depends on the images before, and the bytes of a file would with it.
+    """
+    weights = sum(p.numel() * p.element_size() for p in problem.model.parameters())
+    libraries = LIBRARIES if y.device.type == "cpu" else 0
+    return libraries + COPIES * weights + 4 * (y.numel() * y.element_size() + problem.x.numel() * 4)
 
 
 def bytes_a_pixel(problem: Problem, y: Tensor) -> float:

@@ -58,6 +58,7 @@ QUANTITIES = (
     *AS_FILE,
     *(f"{name}_float" for name in AS_FILE),
     *("encode_ms", "decode_ms", "forward_ms"),
+    *("won_percent", "lambda"),  # of a codec with effort
 )
 
 
@@ -117,7 +118,7 @@ def evaluate_file(
     if noted and notes:
         noted(path, notes)
     if warm_up:
-        evaluate(pixels)
+        evaluate(pixels, effort=0)
     record, decoded, bits = evaluate(pixels)
     if keep:
         keep(path, decoded)
@@ -133,15 +134,19 @@ def evaluate_image(
     quality: float | None = None,
     real: bool = False,
     criterion: Criterion | None = None,
+    effort: int | None = None,
 ) -> tuple[Record, np.ndarray, np.ndarray]:
-    """Record of one image, uint8 (H, W, 3), without its name, its reconstruction, likewise, and its bits (h, w)."""
+    """Record of one image, uint8 (H, W, 3), without its name, its reconstruction, likewise, and its bits (h, w).
+
+    The bits are those of the encoder's own latent, whatever the effort of the file (the codec's, if it is None).
+    """
     height, width = pixels.shape[:2]
     x = to_tensor(pixels).to(codec.device)
     record: Record = {"height": height, "width": width, **dict.fromkeys(QUANTITIES)}
     rates, x_hat, bits = estimate(codec, x, quality, criterion)
     record.update(rates)
     if real:
-        rates, x_hat = code(codec, x, quality)
+        rates, x_hat = code(codec, x, quality, codec.effort if effort is None else effort)
         record.update(rates)
     record.update(distortion(x, quantise_8_bit(x_hat)))
     record.update({f"{name}_float": value for name, value in distortion(x, x_hat).items()})
@@ -168,17 +173,20 @@ def estimate(
     return {**rates, "forward_ms": milliseconds}, x_hat, bits_per_position(out["likelihoods"]["y"])
 
 
-def code(codec: Codec, x: Tensor, quality: float | None) -> tuple[Record, Tensor]:
+def code(codec: Codec, x: Tensor, quality: float | None, effort: int) -> tuple[Record, Tensor]:
     """Rate of one image (1, 3, H, W) as the bytes of its file, and the file's image in [0, 1]."""
-
-    size, device = x.shape[-2:], x.device
+    size, device, searched = x.shape[-2:], x.device, {}
     codec.prepare(*size, "analysis", "synthesis")
-    data, encode_ms = timed(lambda: codec.compress(x, quality), device)
+    if effort:
+        found, encode_ms = timed(lambda: codec.search(x, quality, effort), device)
+        data, searched = found.data, {"won_percent": found.won_percent, **found.trade_off.described()}
+    else:
+        data, encode_ms = timed(lambda: codec.compress(x, quality, effort), device)
     x_hat, decode_ms = timed(lambda: codec.decompress(data), device)
     y, z = (bpp(8 * len(string), *size) for string in unpack(data).strings)
     total = bpp(8 * len(data), *size)
     rates = {"bytes": len(data), "bpp": total, "bpp_y": y, "bpp_z": z, "bpp_header": total - y - z}
-    return {**rates, "encode_ms": encode_ms, "decode_ms": decode_ms}, x_hat
+    return {**rates, **searched, "encode_ms": encode_ms, "decode_ms": decode_ms}, x_hat
 
 
 def distortion(x: Tensor, x_hat: Tensor) -> Record:
@@ -188,8 +196,11 @@ def distortion(x: Tensor, x_hat: Tensor) -> Record:
 
 
 def excess(record: Record) -> float | None:
-    """By how many percent the real rate is above the estimated one; None where the rate is an estimate itself."""
-    real = record["bytes"] is not None and record["bpp_estimated"]
+    """By how many percent the real rate is above the estimated one; None where it is an estimate itself.
+
+    And None of a file with effort, whose latent is not the one that the estimate is of.
+    """
+    real = record["bytes"] is not None and record["bpp_estimated"] and record["won_percent"] is None
     return 100 * (record["bpp"] / record["bpp_estimated"] - 1) if real else None
 
 

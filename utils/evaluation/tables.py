@@ -28,15 +28,27 @@ REAL: list[Column] = [
     *DISTORTION,
     *[("encode ms", "encode_ms", 1), ("decode ms", "decode_ms", 1)],
 ]
+ESTIMATED_LAMBDA = "lambda is an estimate from each image; where it is known, say it with --lambda."
+SEARCHED: list[Column] = [("won %", "won_percent", 2), ("lambda", "lambda", 4)]
+
+
+def _columns(average: Record, real: bool) -> list[Column]:
+    if not real:
+        return ESTIMATED
+    return REAL if average["won_percent"] is None else REAL + SEARCHED
 
 
 def format_point(records: Sequence[Record], average: Record, real: bool) -> str:
     """A row an image and their average, with what needs saying about averages below."""
-    columns = REAL if real else ESTIMATED
+    columns = _columns(average, real)
     header = ["image", "size", *(heading for heading, _, _ in columns)]
     rows = [[record["name"], f"{record['width']}x{record['height']}", *_cells(record, columns)] for record in records]
     return "\n".join(
-        [format_table(header, rows, [f"mean of {len(rows)}", "", *_cells(average, columns)]), *_remarks(average)]
+        [
+            format_table(header, rows, [f"mean of {len(rows)}", "", *_cells(average, columns)]),
+            *_remarks(average),
+            *(ESTIMATED_LAMBDA for _ in range(any(record.get("source") == "slope" for record in records))),
+        ]
     )
 
 
@@ -63,6 +75,6 @@ def _remarks(average: Record) -> list[str]:
 
 def format_curve(labels: Sequence[str], averages: Sequence[Record], real: bool) -> str:
     """A row a checkpoint and quality: the averages alone."""
-    columns = [column for column in (REAL if real else ESTIMATED) if "float" not in column[0]]
+    columns = [column for column in _columns(averages[0], real) if "float" not in column[0]]
     header = ["point", *(heading for heading, _, _ in columns)]
     return format_table(header, [[label, *_cells(average, columns)] for label, average in zip(labels, averages)])
