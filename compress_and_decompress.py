@@ -29,12 +29,12 @@ import torch
 from tqdm import tqdm
 
 from models import build_model, default_config
-from models.layers.gain import DEFAULT_QUALITY, is_quality
+from models.layers.gain import DEFAULT_QUALITY
 from utils.cli import UserError, run_program
 from utils.codec.bitstream import BitstreamError, unpack
 from utils.codec.checkpoint import DEFAULT_CHECKPOINT, load_model
 from utils.codec.environment import foreign_environment
-from utils.codec.flags import effort_options, parse_arguments
+from utils.codec.flags import effort_options, parse_arguments, require_quality
 from utils.codec.folders import (
     Job,
     Outcome,
@@ -98,8 +98,8 @@ def check_quality(model: SliceCompressionModel, quality: float | None) -> float 
     """The quality in force. Raises UserError where the model has no such quality."""
     if quality is not None and not model.variable_rate:
         raise UserError("--quality: this model has one quality; leave the flag out or use a variable-rate model")
-    if quality is not None and not is_quality(quality):
-        raise UserError(f"--quality {quality:g}: must lie in 1..100")
+    if quality is not None:
+        require_quality(quality)
     return (quality or DEFAULT_QUALITY) if model.variable_rate else None
 
 

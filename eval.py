@@ -25,10 +25,9 @@ from typing import Any
 
 import torch
 
-from models.layers.gain import is_quality
 from utils.cli import UserError, run_program
 from utils.codec.checkpoint import DEFAULT_CHECKPOINT
-from utils.codec.flags import add_effort_flags, check_effort, effort_options
+from utils.codec.flags import add_effort_flags, check_effort, effort_options, require_quality
 from utils.data.listing import closing_line
 from utils.data.reconstructions import ImageFile, list_images, refuse_overwriting
 from utils.devices import choose_device
@@ -87,8 +86,7 @@ def check_flags(args: argparse.Namespace) -> None:
     if args.overwrite and not args.report:
         raise UserError("--overwrite matters to --report only; leave it out")
     for quality in args.quality or []:
-        if not is_quality(quality):
-            raise UserError(f"--quality {quality:g} is outside 1..100")
+        require_quality(quality)
 
 
 def evaluate_points(

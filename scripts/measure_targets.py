@@ -18,10 +18,10 @@ import project_root  # noqa: F401
 import torch
 from tqdm import tqdm
 
-from models.layers.gain import is_quality
 from utils.cli import UserError, run_program
 from utils.codec.checkpoint import DEFAULT_CHECKPOINT, load_model
 from utils.codec.codec import Codec
+from utils.codec.flags import require_quality
 from utils.codec.targets import KINDS, Target, compress_to_target
 from utils.data.images import read_image, to_tensor
 from utils.data.listing import find_images
@@ -59,8 +59,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     add("--debug", action="store_true", help="show where an error happened")
     args = parser.parse_args(argv)
     for quality in args.quality:
-        if not is_quality(quality):
-            raise UserError(f"--quality {quality:g}: has to be within 1..100")
+        require_quality(quality)
     return args
 
 

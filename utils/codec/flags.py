@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from models import MODELS
-from models.layers.gain import DEFAULT_QUALITY
+from models.layers.gain import DEFAULT_QUALITY, QUALITY_MAX, QUALITY_MIN, is_quality
+from utils.cli import UserError
 from utils.codec.targets import KINDS, Target
 from utils.codec.trade_off import EFFORTS, TradeOff
 from utils.data.padding import DEFAULT_PADDING, PADDINGS
@@ -58,6 +59,12 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     check_jobs(args, parser)
     args.target = requested_target(args, parser)
     return args
+
+
+def require_quality(quality: float) -> None:
+    """Raise UserError for a --quality that no model has."""
+    if not is_quality(quality):
+        raise UserError(f"--quality {quality:g} is outside {QUALITY_MIN:g}..{QUALITY_MAX:g}")
 
 
 def add_effort_flags(parser: argparse.ArgumentParser) -> None:
