@@ -130,7 +130,7 @@ def read_measured(path: Path, model: str) -> dict[str, Any]:
     return content
 
 
-def write_curve(encoder: ClassicalCodec, images: Measured, path: Path) -> None:
+def write_curve(encoder: ClassicalCodec, images: Measured, data: str, path: Path) -> None:
     """Its results.json: a point a setting, of these images."""
     points = []
     for setting in encoder.settings:
@@ -141,8 +141,8 @@ def write_curve(encoder: ClassicalCodec, images: Measured, path: Path) -> None:
         points.append(make_point(encoder, setting, records))
     kind = "learned" if isinstance(encoder, SearchingEncoder) else "classical"
     source = f"scripts/measure_effort.py, {encoder.description()}"
-    told = {"name": encoder.label, "kind": kind, "source": source}
-    write_results(path, make_results(encoder.label, "", points) | told)
+    results = make_results(encoder.label, f"{encoder.label} on {data}: {encoder.description()}", points)
+    write_results(path, {**results, "kind": kind, "source": source})
 
 
 def summary(chosen: Sequence[ClassicalCodec], stem: Path) -> Iterator[tuple[ClassicalCodec, float | None, float]]:
@@ -211,7 +211,7 @@ def main(argv: Sequence[str]) -> None:
                 file.write(to_json(content).encode() + b"\n")
         images = {image.name: images[image.name] for image in found}
         for encoder in chosen:
-            write_curve(encoder, images, stem.with_name(f"{stem.name}-{encoder.name}.json"))
+            write_curve(encoder, images, stem.name, stem.with_name(f"{stem.name}-{encoder.name}.json"))
         print(f"{stem.name}, {len(images)} images", format_summary(chosen, stem), sep="\n", end="\n\n", flush=True)
     draw(chosen, stems, args.output / "effort.png")
 

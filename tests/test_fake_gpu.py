@@ -112,7 +112,7 @@ def test_forward_under_autocast(kind, pinned):
     ("kind", "arithmetic"),
     [
         *((kind, "fp64") for kind in ("dcae-variable-rate", "tcm", "elic-plus-dictionary", "global-tokens")),
-        *((kind, "fp32") for kind in ("dcae", "icwem")),
+        *((kind, "fp32") for kind in ("dcae", "elic")),
     ],
 )
 def test_transfers_of_coding(kind, arithmetic, pinned):
