@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import threading
+import time
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from compress_and_decompress import step_bar
 from utils.cli import UserError
-from utils.codec.folders import Job, Outcome, Stages, run_jobs
+from utils.codec.folders import Job, Outcome, Stages, leave_if_stopped, run_jobs
 
 
 def make(tmp_path, names: str) -> list[Job]:
@@ -116,3 +120,28 @@ def test_an_interrupt_ends_it(tmp_path, at_once):
     with pytest.raises(KeyboardInterrupt):
         run_jobs(make(tmp_path, "abc"), Stages(lambda job: "", work, write), False, "test", at_once)
     assert not list(tmp_path.glob("*.out"))
+
+
+def test_an_interrupt_ends_long_work_in_other_threads(tmp_path):
+    """Else this would wait: one file is interrupted, as the main thread is by Ctrl-C, and the other goes on."""
+    jobs, begun, deadline = make(tmp_path, "ab"), threading.Event(), time.monotonic() + 60
+
+    def work(job: Job, text: str) -> str:
+        if job.name == "a":
+            begun.wait()
+            raise KeyboardInterrupt
+        begun.set()
+        while time.monotonic() < deadline:
+            leave_if_stopped(1, 2)
+            time.sleep(0.01)
+        return text
+
+    with pytest.raises(KeyboardInterrupt):
+        run_jobs(jobs, Stages(lambda job: job.source.read_text(), work, write), False, "test", 2)
+    assert time.monotonic() < deadline and not jobs[1].target.exists()
+
+
+def test_searches_of_several_files_at_once_can_be_left():
+    args = SimpleNamespace(effort=1, jobs=2)
+    with step_bar(Job("a", Path("a"), Path("b")), args) as progress:
+        assert progress is leave_if_stopped

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,18 +19,18 @@ from models import load_model
 from models.checkpoints.loading import trained_for
 from tests.toys import TOYS, graded_model, toy_image, toy_model
 from utils.cli import UserError
-from utils.codec import folders
 from utils.codec.checkpoint import DEFAULT_CHECKPOINT
 from utils.codec.codec import Codec
 from utils.codec.effort import Search
 from utils.codec.search import SearchingCoder, refine, searchable, slope
 from utils.codec.targets import Target, Trial, best_of, compress_to_target, next_quality
 from utils.codec.trade_off import COARSER, STEPS, TradeOff, coarser, of_quality
-from utils.codec.windows import bytes_a_pixel, cores, cut, refine_image
+from utils.codec.windows import before_the_search, bytes_a_pixel, cores, cut, refine_image, window_side
 from utils.data.images import read_image, to_tensor, to_uint8, write_png
 from utils.data.padding import pad_centred
 from utils.metrics import distortion_of, psnr, quantise_8_bit
 
+ROOT = Path(__file__).parents[1]
 FIXED = TradeOff(0.01, "mse", "test")
 
 
@@ -199,12 +202,10 @@ def test_windows_win_what_the_whole_wins_and_move_cores_alone(kind):
     problem, y = problem_of(codec, x)
     before = problem.evaluate(y, with_gradient=False)[0]
     whole = refine(problem, y, 4)
-    windows = list(cut(problem, 300))
+    windows = [window for row in cut(problem, 300) for window in row]
     assert len(windows) > 1
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("utils.codec.windows.LARGEST_WINDOW", 300)
-        steps = []
-        parts = refine_image(problem, y, 4, progress=lambda done, total: steps.append((done, total)))
+    steps = []
+    parts = refine_image(problem, y, 4, 300, lambda done, total: steps.append((done, total)))
     after = problem.evaluate(parts.y, with_gradient=False)[0]
     assert steps[-1] == (4 * len(windows), 4 * len(windows))
     assert before - after > 0.6 * (whole.before - whole.after) > 0
@@ -229,10 +230,10 @@ def test_a_limit_of_memory_makes_windows_smaller_or_is_refused(monkeypatch):
     monkeypatch.setattr("utils.codec.windows.before_the_search", lambda problem, y: 0)
     enough = int(bytes_a_pixel(problem, y) * 400**2)
     steps = []
-    found = refine_image(problem, y, 1, enough, lambda done, total: steps.append(total))
+    found = refine_image(problem, y, 1, window_side(problem, y, enough), lambda done, total: steps.append(total))
     assert found.after < found.before and steps == [4, 4, 4, 4]
     with pytest.raises(UserError, match="--max-memory .*a search needs"):
-        refine_image(problem, y, 1, enough // 8)
+        window_side(problem, y, enough // 8)
 
 
 def test_a_search_wins_at_the_ends_of_the_range(graded):
@@ -244,19 +245,29 @@ def test_a_search_wins_at_the_ends_of_the_range(graded):
         assert len(found.data) < len(plain.data)
 
 
+def test_a_search_wins_where_no_gains_are_coarser():
+    """Near the lowest quality all searches have about the same gains; what they search for still differs."""
+    x = to_tensor(read_image(DEFAULT_CHECKPOINT.parent / "samples/city.png")[0])[..., 100:228, 200:328]
+    codec = Codec(load_model(DEFAULT_CHECKPOINT))
+    data = codec.compress(x, 7.0)
+    found = compress_to_target(codec, x, Target("psnr", psnr(quantise_8_bit(codec.decompress(data)), x)), effort=4)
+    assert found.won_percent > 2 and len(found.data) < len(data)
+
+
 def test_of_files_on_target_the_cheapest_is_kept():
     trials = [Trial(50.0, bytes(4980), 0.498, distortion=1.0), Trial(45.0, bytes(5020), 0.502, distortion=0.99)]
-    cost = {4980: 1.0, 5020: 1.1}
-    assert best_of(trials, Target("bpp", 0.5), lambda trial: cost[len(trial.data)]) is trials[0]
+    trials = [replace(trial, cost=cost) for trial, cost in zip(trials, (1.0, 1.1))]
+    assert best_of(trials, Target("bpp", 0.5)) is trials[0]
     small, large = trials = [replace(trial, reached=len(trial.data)) for trial in trials]
-    assert best_of(trials, Target("size", 5020), lambda trial: cost[len(trial.data)]) is large
-    assert best_of(trials, Target("size", 5000), lambda trial: cost[len(trial.data)]) is small
+    assert best_of(trials, Target("size", 5020)) is large
+    assert best_of(trials, Target("size", 5000)) is small
 
 
 def test_an_image_without_an_error_has_a_psnr(graded):
     infinite = Trial(50.0, b"", math.inf)
-    assert next_quality([infinite], Target("psnr", 40.0)) < 50
-    assert next_quality([infinite, Trial(40.0, b"", 50.0)], Target("psnr", 40.0)) < 40
+    target = Target("psnr", 40.0)
+    assert next_quality([(50.0, infinite)], target, 100.0) < 50
+    assert next_quality([(50.0, infinite), (40.0, replace(infinite, reached=50.0))], target, 100.0) < 40
 
 
 def test_effort_0_searches_nothing(graded):
@@ -279,16 +290,6 @@ def test_what_a_model_does_not_have_is_refused(graded):
         Codec(graded.model, "published")
 
 
-def test_threads_leave_a_search_when_the_program_ends():
-    folders.stopped.set()
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            codec_of("dcae").search(toy_image(64, 64), None, 1, folders.leave_if_stopped)
-    finally:
-        folders.stopped.clear()
-    codec_of("dcae").search(toy_image(64, 64), None, 1, folders.leave_if_stopped)
-
-
 def test_evaluation_says_what_was_won_and_for_which_lambda(tmp_path, toy_checkpoint, capsys):
     write_png(tmp_path / "in" / "a.png", to_uint8(toy_image(64, 96)))
     flags = ["--data", str(tmp_path / "in"), "--checkpoint", str(toy_checkpoint), "--quality", "30", "--real"]
@@ -306,13 +307,45 @@ def test_evaluation_says_what_was_won_and_for_which_lambda(tmp_path, toy_checkpo
 
 
 def test_lambda_of_a_large_image_is_that_of_its_middle(monkeypatch):
-    codec, x = Codec(toy_model("dcae")), quantise_8_bit(toy_image(500, 120))
+    codec, x = Codec(toy_model("dcae")), quantise_8_bit(toy_image(500, 700))
     monkeypatch.setattr("utils.codec.windows.LARGEST_WINDOW", 384)
     seen = []
     monkeypatch.setattr("utils.codec.effort.slope", lambda problem, y: seen.append((problem, y)) or FIXED)
-    assert Search(codec, x, 1).trade_off(None) is FIXED
+    search = Search(codec, x, 1)
+    assert search.padded.shape[-2:] == (512, 768) and search.trade_off(None) is FIXED
     ((problem, y),) = seen
-    assert max(problem.x.shape[-2:]) <= 384 and y.shape[-2:] == (problem.x.shape[-2] // 16, problem.x.shape[-1] // 16)
+    assert torch.equal(problem.x, search.padded[..., 128:512, 256:640])  # cores of 128 pixels, margins of as many
+    assert torch.equal(y, search.analysed[..., 8:32, 16:40])
+
+
+def test_what_a_process_happens_to_hold_decides_nothing():
+    """About the sizes of windows, and with them the bytes of a file."""
+    codec, x = codec_of("dcae-variable-rate"), quantise_8_bit(toy_image(500, 120))
+    problem, y = problem_of(codec, x)
+    limit = before_the_search(problem, y) + int(bytes_a_pixel(problem, y) * 400**2)
+    side = window_side(problem, y, limit)
+    kept = torch.zeros(1 << 26)
+    assert window_side(problem, y, limit) == side == 384
+    assert window_side(problem, y, None) > side and len(kept)
+
+
+@pytest.mark.slow
+def test_a_search_stays_within_its_limit(tmp_path):
+    """Of the process, as the system counts it, with the shipped model and more than one window."""
+    write_png(tmp_path / "in" / "a.png", to_uint8(toy_image(700, 1100)))
+    flags = ["--mode", "compress", "--data", str(tmp_path / "in"), "--save_path", str(tmp_path / "out")]
+    flags += ["--effort", "1", "--max-memory", "2200M", "--json"]
+    program = (
+        "import resource, sys, compress_and_decompress as program\n"
+        "assert program.main(sys.argv[1:]) == 0\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", program, *flags], capture_output=True, text=True, cwd=ROOT
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["files"][0]["won_percent"] > 0
+    assert int(done.stderr.split()[-1]) * 1024 <= 2200 << 20
 
 
 def test_a_model_for_ms_ssim():

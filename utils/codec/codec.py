@@ -92,11 +92,11 @@ class Codec(Engine):
         search for a file that costs less (docs/effort.md); `progress` is told of its steps. Raises ValueError for a
         quality that the model does not have.
         """
-        if quality is not None:
-            quality = quality_steps(quality) / 100  # as the file will say it
         effort = self.effort if effort is None else effort
         if effort:
             return self.search(x, quality, effort, progress).data
+        if quality is not None:
+            quality = quality_steps(quality) / 100  # as the file will say it
         with self.bounded(*x.shape[-2:], self.arithmetic):
             y = self.quick.to_latent(self.padded(x), quality)
             return self.pack(self.code(y), x, quality)

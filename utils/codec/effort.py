@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from models.layers.gain import qualities
+from models.layers.gain import QUALITY_MAX, qualities
 from utils.codec.search import Problem, slope
-from utils.codec.trade_off import COARSER, EFFORTS, STEPS, TradeOff, coarser, of_quality
-from utils.codec.windows import middle, refine_image
+from utils.codec.trade_off import EFFORTS, STEPS, TradeOff, coarser, of_quality, steps_coarser
+from utils.codec.windows import middle, refine_image, window_side
 from utils.data.padding import padding_of
 from utils.inference.memory import give_back_memory
 from utils.metrics import MS_SSIM_SMALLEST, distortion_of, quantise_8_bit
@@ -76,7 +76,7 @@ class Search:
         if analysed is None:
             with self.bounded():
                 analysed = codec.quick.analysis(self.padded)
-        self.analysed = analysed
+        self.analysed, self._side = analysed, None
 
     def bounded(self) -> AbstractContextManager:
         """For what works with the codec's quick copies."""
@@ -107,7 +107,14 @@ class Search:
         if self.codec.max_memory is not None:
             give_back_memory()  # what coding kept is the search's now
         with torch.inference_mode(False), torch.no_grad():
-            return refine_image(problem, y.clone(), steps, self.codec.max_memory, self.progress).y
+            y = y.clone()
+            return refine_image(problem, y, steps, self.side(problem, y), self.progress).y
+
+    def side(self, problem: Problem, y: Tensor) -> int:
+        """That of the largest window, in pixels; asked once, as every problem and latent of the image need as much."""
+        if self._side is None:
+            self._side = window_side(problem, y, self.codec.max_memory)
+        return self._side
 
     def problem(self, quality: float | None, trade_off: TradeOff) -> Problem:
         """What the search minimises, with z made of the encoder's own latent."""
@@ -124,16 +131,17 @@ class Search:
             return of_quality(quality, self.codec.model.lambda_range)
         problem = self.problem(quality, TradeOff(1.0))
         with torch.inference_mode(False), torch.no_grad():
-            return slope(*middle(problem, self.latent(quality).clone(), self.codec.max_memory))
+            y = self.latent(quality).clone()
+            return slope(*middle(problem, y, self.side(problem, y)))
+
+    @property
+    def highest(self) -> float:
+        """The highest quality that can be searched for: its search has the gains of the model's highest."""
+        return QUALITY_MAX + steps_coarser(self.codec.model.lambda_range)
 
     def gains_for(self, quality: float | None) -> float | None:
         """The quality whose gains a search for the trade-off of `quality` works with: a coarser one."""
         return None if quality is None else coarser(quality, self.codec.model.lambda_range)
-
-    def trade_off_for(self, quality: float) -> TradeOff:
-        """The trade-off of a search with the gains of `quality`: the inverse of `gains_for`."""
-        of_gains = self.trade_off(quality)
-        return replace(of_gains, weight=of_gains.weight / COARSER)
 
 
 @torch.no_grad()

@@ -64,6 +64,7 @@ class Trial:
     reached: float
     trials: int = 1
     distortion: float = math.inf  # MSE, where there is effort
+    cost: float = math.inf  # of it and of the bits, where there is effort
     won_percent: float | None = None  # in cost, against the file without
     trade_off: TradeOff | None = None
 
@@ -104,48 +105,46 @@ def compress_to_target(
 
 def search_latents(work: Search, target: Target, quality: float) -> Trial:
     """The best file of an image with effort, starting from the `quality` that meets the target without."""
-    pixels = work.size[0] * work.size[1]
+    trade_off, pixels = work.trade_off(quality), work.size[0] * work.size[1]
 
     def trial(y: Tensor, quality: float) -> Trial:
-        coded = work.code(y, quality, work.trade_off(quality))
+        coded = work.code(y, quality, trade_off)
         size = {"size": len(coded.data), "bpp": 8 * len(coded.data) / pixels}
         reached = psnr_of_mse(coded.distortion) if target.kind == "psnr" else size[target.kind]
-        return Trial(quality, coded.data, reached, distortion=coded.distortion)
+        return Trial(quality, coded.data, reached, distortion=coded.distortion, cost=coded.cost)
 
-    trials, latent = [trial(work.latent(quality), quality)], None
-    quality = work.gains_for(quality)
+    plain, wanted, latent = trial(work.latent(quality), quality), quality, None
+    tried: list[tuple[float, Trial]] = []
     for number in range(MOST_SEARCHES):
-        steps = max(1, work.steps // (3 if number else 1))  # the latent of another quality is nearly this one's
-        y = work.refined(work.latent(quality, latent), quality, work.trade_off_for(quality), steps)
-        trials.append(trial(y, quality))
-        latent, following = y / work.gains(quality), next_quality(trials[1:], target)
-        if abs(following - quality) < FINEST or (number and target.accepts(trials[-1].reached)):
+        gains, steps = work.gains_for(wanted), max(1, work.steps // (3 if number else 1))
+        # the latent of another quality is nearly this one's, so that fewer steps follow
+        y = work.refined(work.latent(gains, latent), gains, work.trade_off(wanted), steps)
+        tried.append((wanted, trial(y, gains)))
+        latent, following = y / work.gains(gains), next_quality(tried, target, work.highest)
+        if abs(following - wanted) < FINEST or (number and target.accepts(tried[-1][1].reached)):
             break
-        quality = following
-    trade_off = work.trade_off(trials[0].quality)
-
-    def cost(trial: Trial) -> float:
-        return trade_off.cost(trial.distortion, pixels) + 8 * len(trial.data)
-
-    best = best_of(trials, target, cost)
-    won = 100 * (1 - cost(best) / cost(trials[0]))
-    return replace(best, trials=len(trials), won_percent=won, trade_off=trade_off)
+        wanted = following
+    best = best_of([plain, *(found for _, found in tried)], target)
+    won = 100 * (1 - best.cost / plain.cost)
+    return replace(best, trials=len(tried) + 1, won_percent=won, trade_off=trade_off)
 
 
-def next_quality(trials: Sequence[Trial], target: Target) -> float:
-    """Where a line through the last two logarithms of what was reached, or through the last one, meets the target."""
+def next_quality(tried: Sequence[tuple[float, Trial]], target: Target, highest: float) -> float:
+    """Where a line through the last two logarithms of what was reached, or through the last one, meets the target.
+
+    tried: qualities that were searched for, and what came of them; highest: the most that can be searched for.
+    """
     aim = target.value * (1 - TOLERANCE["size"] / 3) if target.kind == "size" else target.value
-    if target.kind == "psnr":
-        trials = [replace(trial, reached=min(trial.reached, PSNR_MAX)) for trial in trials]
-    last, growth = trials[-1], GROWTH[target.kind]
-    if len(trials) > 1 and abs(last.quality - trials[-2].quality) >= FINEST:
-        measured = math.log(last.reached / trials[-2].reached) / (last.quality - trials[-2].quality)
+    most = PSNR_MAX if target.kind == "psnr" else math.inf
+    points = [(wanted, min(trial.reached, most)) for wanted, trial in tried]
+    (wanted, reached), growth = points[-1], GROWTH[target.kind]
+    if len(points) > 1 and abs(wanted - points[-2][0]) >= FINEST:
+        measured = math.log(reached / points[-2][1]) / (wanted - points[-2][0])
         growth = min(max(measured, growth / 3), 3 * growth)
-    quality = last.quality + math.log(aim / last.reached) / growth
-    return quality_steps(min(max(quality, QUALITY_MIN), QUALITY_MAX)) / 100
+    return round(min(max(wanted + math.log(aim / reached) / growth, QUALITY_MIN), highest), 2)
 
 
-def best_of(trials: Sequence[Trial], target: Target, cost: Callable[[Trial], float]) -> Trial:
+def best_of(trials: Sequence[Trial], target: Target) -> Trial:
     """Of the files close enough the cheapest, or else the closest; of those within a size the one of least distortion.
 
     Where the first one, made without a search, is the end of what the model can, on the harmless side of the target, so
@@ -158,7 +157,9 @@ def best_of(trials: Sequence[Trial], target: Target, cost: Callable[[Trial], flo
     close = [trial for trial in trials if target.accepts(trial.reached)]
     if trials[0].quality in (QUALITY_MIN, QUALITY_MAX) and target.harmless(trials[0].reached):
         close += [trial for trial in trials if target.harmless(trial.reached)]
-    return min(close, key=cost) if close else min(trials, key=lambda trial: target.distance(trial.reached))
+    if not close:
+        return min(trials, key=lambda trial: target.distance(trial.reached))
+    return min(close, key=lambda trial: trial.cost)
 
 
 def search(attempt: Callable[[float], Trial], target: Target) -> Trial:

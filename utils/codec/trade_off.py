@@ -43,6 +43,10 @@ def coarser(quality: float, lambda_range: Sequence[float] = LAMBDA_RANGE) -> flo
     A search alone spends what it wins mostly on less distortion; with coarser steps it comes back to about the
     distortion of `quality` without a search, and saves bits.
     """
+    return min(max(round(quality - steps_coarser(lambda_range), 2), QUALITY_MIN), QUALITY_MAX)
+
+
+def steps_coarser(lambda_range: Sequence[float] = LAMBDA_RANGE) -> float:
+    """By how much a quality falls when its lambda becomes COARSER times as large."""
     low, high = lambda_range
-    less = (QUALITY_MAX - QUALITY_MIN) * math.log(COARSER) / math.log(high / low)
-    return max(QUALITY_MIN, round(quality + less, 2))
+    return -(QUALITY_MAX - QUALITY_MIN) * math.log(COARSER) / math.log(high / low)

@@ -7,7 +7,7 @@ latent, so that there are no seams. A search holds what the backward pass needs:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import count
 from typing import Any
@@ -24,24 +24,23 @@ from utils.metrics import MS_SSIM_SMALLEST
 LARGEST_WINDOW = 1280  # pixels of a side with its margins; larger images are cut even where memory is not limited
 LEAST_MARGIN = 128  # pixels; y's of one attention window
 LIBRARIES = 700 << 20  # bytes of torch, CompressAI and the rest, and of compiled loops
-COPIES = 4  # of the weights: read, in float32, and in float64, which is two
+COPIES = 5  # of the weights: read, in float32, packed, and in float64, which is two
 SLACK = 1.5  # peak of a backward pass over what its forward pass kept
+Window = tuple[slice, slice, tuple[slice, slice]]  # rows and columns of y; those that move, counted from its first
 
 
 def refine_image(
     problem: Problem,
     y: Tensor,
     steps: int,
-    max_memory: int | None = None,
+    side: int,
     progress: Callable[[int, int], None] | None = None,
 ) -> Refined:
-    """As `refine`, in as many windows as the image and the limit (bytes of the process, or of the GPU) need.
+    """As `refine`, in windows of at most `side` pixels a side.
 
-    progress: called after each step with how many are done, and of how many. Raises UserError where the smallest
-    window needs more than the limit.
+    progress: called after each step with how many are done, and of how many.
     """
-    side = LARGEST_WINDOW if max_memory is None else largest_side(problem, y, max_memory)
-    windows = list(cut(problem, side))
+    windows = [(rows, columns, core) for row in cut(problem, side) for rows, columns, core in row]
     done = count(1)
     step = (lambda: progress(next(done), steps * len(windows))) if progress else None
     if len(windows) == 1:
@@ -56,11 +55,11 @@ def refine_image(
     return Refined(y, sum(part.before for part in parts), sum(part.after for part in parts))
 
 
-def middle(problem: Problem, y: Tensor, max_memory: int | None = None) -> tuple[Problem, Tensor]:
-    """The problem of the middle of a large image, and its part of y (1, M, h, w); the whole of one that fits."""
-    side = LARGEST_WINDOW if max_memory is None else largest_side(problem, y, max_memory)
-    windows = list(cut(problem, side))
-    rows, columns, core = windows[len(windows) // 2]
+def middle(problem: Problem, y: Tensor, side: int) -> tuple[Problem, Tensor]:
+    """The problem of the window in the middle, and its part of y (1, M, h, w); the whole of an image that fits."""
+    windows = cut(problem, side)
+    row = windows[len(windows) // 2]
+    rows, columns, core = row[len(row) // 2]
     return window_of(problem, rows, columns, core), y[..., rows, columns]
 
 
@@ -80,15 +79,14 @@ def cores(length: int, multiple: int, side: int) -> list[tuple[int, int]]:
     return list(zip(edges, edges[1:]))
 
 
-def cut(problem: Problem, side: int) -> Iterator[tuple[slice, slice, tuple[slice, slice]]]:
-    """Rows and columns of y of each window, and those that move, counted from the window's first."""
+def cut(problem: Problem, side: int) -> list[list[Window]]:
+    """The windows of each row of windows."""
     multiple = problem.model.size_multiple
-    border, (height, width) = margin(multiple), problem.x.shape[-2:]
-    for top, bottom in cores(height, multiple, side):
-        for left, right in cores(width, multiple, side):
-            rows, core_rows = around(top, bottom, border, height)
-            columns, core_columns = around(left, right, border, width)
-            yield rows, columns, (core_rows, core_columns)
+    parts = [
+        [around(*core, margin(multiple), length) for core in cores(length, multiple, side)]
+        for length in problem.x.shape[-2:]
+    ]
+    return [[(rows, columns, (moving, across)) for columns, across in parts[1]] for rows, moving in parts[0]]
 
 
 def around(first: int, last: int, border: int, length: int) -> tuple[slice, slice]:
@@ -117,11 +115,13 @@ def hyper_window(z_hat: Any, rows: slice, columns: slice) -> Any:
     return z_hat[..., rows.start // each : rows.stop // each, columns.start // each : columns.stop // each]
 
 
-def largest_side(problem: Problem, y: Tensor, limit: int) -> int:
-    """The largest side of a window of y (1, M, h, w), in pixels, whose search stays within `limit` bytes.
+def window_side(problem: Problem, y: Tensor, limit: int | None) -> int:
+    """The largest side of a window of y (1, M, h, w), in pixels, for `limit` bytes of the process, or of the GPU.
 
-    Raises UserError where not even the smallest does.
+    Raises UserError where not even the smallest window's search stays within them.
     """
+    if limit is None:
+        return LARGEST_WINDOW
     multiple, each = problem.model.size_multiple, bytes_a_pixel(problem, y)
     free = limit - before_the_search(problem, y)
     side = min(LARGEST_WINDOW, int((max(0, free) / each) ** 0.5) // multiple * multiple)
