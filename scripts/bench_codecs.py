@@ -133,11 +133,13 @@ def make_point(codec: ClassicalCodec, setting: float, records: Sequence[Record])
     }
 
 
-def make_curve(codec: ClassicalCodec, points: Sequence[dict[str, Any]], data: str) -> dict[str, Any]:
-    """The codec's results.json."""
+def make_curve(
+    codec: ClassicalCodec, points: Sequence[dict[str, Any]], data: str, script: str, kind: str = "classical"
+) -> dict[str, Any]:
+    """The codec's results.json, measured by `script` on the folder `data`."""
     results = make_results(codec.label, f"{codec.label} on {data}: {codec.description()}", points)
-    source = f"scripts/bench_codecs.py, {codec.description()}"
-    return {"name": codec.label, "description": "", "kind": "classical", "source": source, **results}
+    source = f"scripts/{script}, {codec.description()}"
+    return {"name": codec.label, "description": "", "kind": kind, "source": source, **results}
 
 
 def format_points(points: Sequence[dict[str, Any]]) -> str:
@@ -157,7 +159,7 @@ def main(argv: Sequence[str]) -> None:
         records = measure_codec(codec, settings, images, root, args.processes)
         groups = [records[i * len(images) : (i + 1) * len(images)] for i in range(len(settings))]
         points = [make_point(codec, setting, group) for setting, group in zip(settings, groups)]
-        curve = make_curve(codec, points, args.data.resolve().name)
+        curve = make_curve(codec, points, args.data.resolve().name, "bench_codecs.py")
         write_results(args.output / f"{codec.name}.json", curve)
         print(f"{curve['description']}; {len(images)} images, {points[0]['device']}")
         print(format_points(curve["points"]), end="\n\n", flush=True)

@@ -26,7 +26,7 @@ from utils.files import atomic_write, require_writable
 from utils.tables import format_markdown, format_number
 
 MEASURED = ("jpeg-420", "jpeg-444", "webp", "jpeg2000", "jpeg2000-db", "jpegxl", "avif", "avif-best")
-SEARCHED = ("effort/kodak-effort-3", "effort/kodak-effort-9")  # the default model
+SEARCHED = tuple(f"effort/kodak-effort-{effort}" for effort in (0, 3, 9))  # the default model
 PUBLISHED = ("kodak/bpg-444", "kodak/vtm", "kodak/dcae")
 AGAINST = (*SEARCHED, *(f"kodak/measured/{name}" for name in MEASURED), *PUBLISHED)
 TIMES = ("encoding_time", "decoding_time")

@@ -47,12 +47,14 @@ def test_what_cannot_be_measured_is_refused(data, toy_checkpoint, tmp_path):
     with pytest.raises(UserError, match="holds measurements of model 00000000"):
         measure_effort.main([f"--data={data}", f"--output={tmp_path}", f"--checkpoint={toy_checkpoint}"])
     same = load_model(toy_checkpoint)
-    (tmp_path / "measured.json").write_text(f'{{"model": "{fingerprint(same).hex()}", "search": {{}}, "sets": {{}}}}')
+    (tmp_path / "measured.json").write_text(f'{{"model": "{fingerprint(same).hex()}", "sets": {{}}}}')
     with pytest.raises(UserError, match="an older search"):
         measure_effort.main([f"--data={data}", f"--output={tmp_path}", f"--checkpoint={toy_checkpoint}"])
     with pytest.raises(UserError, match="same name"):
         measure_effort.main(
             ["--data", str(data), str(data), f"--output={tmp_path / 'new'}", f"--checkpoint={toy_checkpoint}"]
         )
+    with pytest.raises(UserError, match="--quality 101 is outside"):
+        measure_effort.main([f"--data={data}", f"--output={tmp_path}", "--quality", "10", "30", "50", "101"])
     with pytest.raises(UserError, match="four or more"):
         measure_effort.main([f"--data={data}", f"--output={tmp_path}", "--quality", "10", "50"])

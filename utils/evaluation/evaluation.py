@@ -9,12 +9,14 @@ A record is a dict of one image; a quantity that was not measured, or that the i
     bpp_y, bpp_z            its parts: the latent and the hyper-latent
     bpp_header              the rest of the file (0 for an estimate)
     bpp_estimated           -sum log2 of the likelihoods per pixel
-    excess_percent          how far bpp is above bpp_estimated
+    excess_percent          how far bpp is above bpp_estimated; None with effort, which codes another latent
     bytes                   of the file
     mse, psnr, ms_ssim, ms_ssim_db                          of the image as its 8-bit file shows it; psnr in dB
     mse_float, psnr_float, ms_ssim_float, ms_ssim_db_float  of the clamped, unrounded output
     encode_ms, decode_ms    pixels to the bytes of the file, and back to pixels on the model's device
     forward_ms              the estimate: one pass through the model, without entropy coding
+    won_percent, lambda, metric, source                     with effort: by how much the cost lambda * distortion + rate
+                            fell, for which lambda of which metric, and where that is from ("quality", "slope", ...)
 """
 
 from __future__ import annotations
@@ -106,13 +108,13 @@ def evaluate_images(
 
 def evaluate_file(
     path: str | Path,
-    evaluate: Callable[[np.ndarray], tuple[Record, np.ndarray, np.ndarray]],
+    evaluate: Callable[..., tuple[Record, np.ndarray, np.ndarray]],
     warm_up: bool = False,
     keep: Callable[[Path, np.ndarray], None] | None = None,
     keep_bits: Callable[[Path, np.ndarray], None] | None = None,
     noted: Callable[[Path, list[str]], None] | None = None,
 ) -> Record:
-    """Read one image, uint8 (H, W, 3), `evaluate` it (once before to `warm_up`), and pass on what comes of it."""
+    """Read one image, uint8 (H, W, 3), `evaluate` it (once before to `warm_up`, with effort=0), pass on what comes."""
     path = Path(path)
     pixels, notes = read_image(path)
     if noted and notes:
@@ -196,10 +198,7 @@ def distortion(x: Tensor, x_hat: Tensor) -> Record:
 
 
 def excess(record: Record) -> float | None:
-    """By how many percent the real rate is above the estimated one; None where it is an estimate itself.
-
-    And None of a file with effort, whose latent is not the one that the estimate is of.
-    """
+    """By how many percent the real rate is above the estimated one; None without a file, and of one with effort."""
     real = record["bytes"] is not None and record["bpp_estimated"] and record["won_percent"] is None
     return 100 * (record["bpp"] / record["bpp_estimated"] - 1) if real else None
 

@@ -29,7 +29,8 @@ NOTES = {
     "encoding_time": "seconds an image, from pixels to the bytes of the file; null if the rate is estimated",
     "decoding_time": "seconds an image, from the bytes of the file to pixels; null if the rate is estimated",
     "points": "*_ms in milliseconds, psnr* and *_db in dB, bpp* in bits per pixel, *_percent in percent; *_float "
-    "before rounding to 8 bits; null: not measured, not defined (MS-SSIM of small images), infinite (PSNR)",
+    "before rounding to 8 bits; won_percent, lambda, metric, source: of a search with effort; null: not measured, "
+    "not defined (MS-SSIM of small images), infinite (PSNR)",
 }
 
 

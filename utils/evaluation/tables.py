@@ -28,7 +28,6 @@ REAL: list[Column] = [
     *DISTORTION,
     *[("encode ms", "encode_ms", 1), ("decode ms", "decode_ms", 1)],
 ]
-ESTIMATED_LAMBDA = "lambda is an estimate from each image; where it is known, say it with --lambda."
 SEARCHED: list[Column] = [("won %", "won_percent", 2), ("lambda", "lambda", 4)]
 
 
@@ -43,20 +42,15 @@ def format_point(records: Sequence[Record], average: Record, real: bool) -> str:
     columns = _columns(average, real)
     header = ["image", "size", *(heading for heading, _, _ in columns)]
     rows = [[record["name"], f"{record['width']}x{record['height']}", *_cells(record, columns)] for record in records]
-    return "\n".join(
-        [
-            format_table(header, rows, [f"mean of {len(rows)}", "", *_cells(average, columns)]),
-            *_remarks(average),
-            *(ESTIMATED_LAMBDA for _ in range(any(record.get("source") == "slope" for record in records))),
-        ]
-    )
+    table = format_table(header, rows, [f"mean of {len(rows)}", "", *_cells(average, columns)])
+    return "\n".join([table, *_remarks(records, average)])
 
 
 def _cells(record: Record, columns: Sequence[Column]) -> list[str]:
     return [format_number(record[key], decimals) for _, key, decimals in columns]
 
 
-def _remarks(average: Record) -> list[str]:
+def _remarks(records: Sequence[Record], average: Record) -> list[str]:
     psnr, similarity = average["psnr_of_mean_mse"], average["ms_ssim_db_of_mean"]
     lines = [
         "Distortion is of 8-bit pixels; float: before rounding. Means are of the images' values. Averaged otherwise:",
@@ -70,6 +64,8 @@ def _remarks(average: Record) -> list[str]:
             "Files smaller than estimated: to many symbols the model gives less than the entropy coder's 2^-16,"
         )
         lines.append("as untrained weights do, and weights of a very different kind of image.")
+    if any(record.get("source") == "slope" for record in records):
+        lines.append("lambda is an estimate from each image; where it is known, say it with --lambda.")
     return lines
 
 
