@@ -47,7 +47,7 @@ from utils.training.step import Recipe, train_step
 from utils.training.stopping import StopRequest, stop_requests
 from utils.training.validation import describe_left_out, format_validation, lambdas_to_validate, validate
 
-PCA_CROPS, GROWTH_CROPS = 256, 8  # that --start pca and --grow look at
+PCA_CROPS, GROWTH_CROPS = 256, 96  # that --start pca and --grow look at
 SHOWN_IMAGES = 3  # reconstructions that TensorBoard gets
 
 

@@ -11,8 +11,12 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+import torch
+import torch.nn.functional as F
 from compressai.registry import register_model
+from torch import Tensor
 
+from models import STRIDE_Y
 from models.dictionary import DictionaryModel
 from models.layers.attention import SwinStage
 from models.layers.convolution import Down, SliceTransform, Up, conv, deconv
@@ -23,8 +27,10 @@ class DCAE(DictionaryModel):
     """Defaults are the paper's model (Section 4.1).
 
     channels, depths: width and Transformer layers of the three stages (C1..C3, T1..T3); head_dims: widths of the heads
-    in g_a (mirrored in g_s); window: side of their windows; N: channels of z; drop_path: see ScaledSwinLayer; the
-    others as in DictionaryModel.
+    in g_a (mirrored in g_s); window: side of their windows; N: channels of z; drop_path: see ScaledSwinLayer; bypass:
+    of how many latents, the last ones, a linear transform of blocks of 16x16 pixels is a part, which leads straight to
+    x_hat, too (not in the paper: what small transforms do not model they lose at any rate); the others as in
+    DictionaryModel.
     """
 
     model_name = "dcae"
@@ -37,6 +43,7 @@ class DCAE(DictionaryModel):
         window: int = 8,
         N: int = 192,
         drop_path: float = 0.0,
+        bypass: int = 0,
         **entropy_model: Any,
     ) -> None:
         super().__init__(N, window, **entropy_model)
@@ -50,4 +57,23 @@ class DCAE(DictionaryModel):
         self.g_s = SliceTransform(  # (B, M, h, w) -> (B, 3, 16h, 16w)
             deconv(M, C3), swin3(), Up(C3, C2), swin2(), Up(C2, C1), swin1(), Up(C1, 3)
         )
+        self.bypass, block = bypass, 3 * STRIDE_Y**2
+        if bypass:
+            self.bypass_a, self.bypass_s = conv(block, bypass, 1, exact=True), conv(bypass, block, 1)
+            self.transform_names += ("bypass_a", "bypass_s")
         self.build_entropy_model()
+
+    def analysis(self, x: Tensor) -> Tensor:
+        """Image (B, 3, H, W) in [0, 1] -> y (B, M, H/16, W/16)."""
+        y = self.g_a(x)
+        if not self.bypass:
+            return y
+        linear = self.bypass_a(F.pixel_unshuffle(x, STRIDE_Y))
+        return torch.cat((y[:, : -self.bypass], y[:, -self.bypass :] + linear), 1)
+
+    def synthesis(self, y_hat: Tensor) -> Tensor:
+        """y_hat (B, M, h, w) -> image (B, 3, 16h, 16w), not clamped."""
+        x_hat = self.g_s(y_hat)
+        if not self.bypass:
+            return x_hat
+        return x_hat + F.pixel_shuffle(self.bypass_s(y_hat[:, -self.bypass :]), STRIDE_Y)

@@ -42,10 +42,10 @@ def compiling(kind: str, folder: Path, **options) -> Codec:
     return Codec(toy_model(kind), compiled=CompiledTransforms(folder), **options)
 
 
-@pytest.mark.parametrize("kind", ["dcae", "icwem", "dcae-variable-rate"])
+@pytest.mark.parametrize("kind", ["dcae", "icwem", "dcae-bypass"])
 def test_each_size_and_precision_is_compiled_once(kind, tmp_path, exported, capsys):
     x = toy_image(130, 100)
-    codec, quality = compiling(kind, tmp_path), 50 if kind == "dcae-variable-rate" else None
+    codec, quality = compiling(kind, tmp_path), 50 if kind == "dcae-bypass" else None
     codec.prepare(130, 100, "analysis", "synthesis")
     said = capsys.readouterr().err
     assert len(exported) == 2 and "compiling analysis for" in said and "compiling synthesis for" in said

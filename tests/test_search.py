@@ -35,8 +35,8 @@ FIXED = TradeOff(0.01, "mse", "test")
 
 
 def codec_of(kind: str, **options) -> Codec:
-    trade_off = None if kind == "dcae-variable-rate" else FIXED
-    return Codec(toy_model(kind), **{"trade_off": trade_off, **options})
+    model = toy_model(kind)
+    return Codec(model, **{"trade_off": None if model.variable_rate else FIXED, **options})
 
 
 def quality_of(codec: Codec) -> float | None:

@@ -160,7 +160,9 @@ def _heads(weights: StateDict, prefix: str) -> tuple[int, int]:
 
 
 def _entropy_sizes(weights: StateDict) -> dict[str, Any]:
-    slices = _count(weights, r"cc_mean_transforms\.(\d+)\.")
+    count = _count(weights, r"cc_mean_transforms\.(\d+)\.")
+    sizes = [weights[f"cc_mean_transforms.{i}.4.weight"].shape[0] for i in range(count)]
+    slices = count if len(set(sizes)) == 1 else sizes
     first, second = (weights[f"cc_mean_transforms.0.{layer}.weight"].shape[0] for layer in (0, 2))
     return {"slices": slices, "hidden": [first, second], "variable_rate": "gain.log_gain" in weights}
 
@@ -180,7 +182,13 @@ def _detect_dcae(weights: StateDict) -> dict[str, Any]:
         **_entropy_sizes(weights),
     }
     config["hyper_head_dim"], config["hyper_window"] = _heads(weights, "h_a.1.layers.0.msa")
-    return {**config, **_detect_dictionary(weights)}
+    features = weights["h_z_s1.2.conv.weight"].shape[1]
+    answers = weights["cc_mean_transforms.0.0.weight"].shape[1] - 2 * features  # of a support of both and no more
+    widths = {"feature_channels": features, "answer_channels": answers} if "dt" in weights else {}
+    other = {key: width for key, width in widths.items() if width != config["M"]}
+    if "bypass_a.weight" in weights:
+        other["bypass"] = weights["bypass_a.weight"].shape[0]
+    return {**config, **other, **_detect_dictionary(weights)}
 
 
 def _detect_dictionary(weights: StateDict) -> dict[str, int]:

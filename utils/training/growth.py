@@ -8,8 +8,10 @@ residual branches leave them alone. What the old channels know of the new ones, 
     [ old -> old: as trained    new -> old: 0     ]
     [ old -> new: fresh         new -> new: fresh ]
 
-The latent grows by slices at its end, so that the entropy model of the old ones stays. Norms over channels are the one
-thing that changes with the width: their factors and offsets are fitted to what the old ones gave.
+The latent grows by slices at its end, so that the entropy model of the old ones stays. What is new in it starts as the
+linear transform of the image that tells most of what the old ones leave over (`fit_bypass`): latents with fresh
+weights would be rounded to zero, and nothing would ever learn from them. Norms over channels are the one thing that
+changes with the width: their factors and offsets are fitted to what the old ones gave.
 """
 
 from __future__ import annotations
@@ -18,12 +20,15 @@ import math
 from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models import STRIDE_Y
 from models.layers.attention import ConvolutionalGLU, SwinStage, WindowAttention
 from models.layers.convolution import ResidualBottleneck
 from models.layers.gain import GainUnit, between_levels, lambda_of_quality
 from utils.cli import UserError
+from utils.training.pca_start import step_size
 
 if TYPE_CHECKING:
     from models.base import SliceCompressionModel
@@ -35,6 +40,7 @@ MAY_GROW = (
     "channels",
     "N",
     "M",
+    "bypass",
     "slices",
     "hidden",
     "feature_channels",
@@ -42,14 +48,14 @@ MAY_GROW = (
     "lambda_range",
     "variable_rate",
 )
-SILENCE = 0.25  # standard deviation of the new latents at first: most are rounded to 0
-MIDDLE = 50.5  # quality
-EXPECTED = 0.5  # the scale that the entropy model expects of them at first, with mean 0
+FITTED_ON = 8  # images, of norms
+MIDDLE, TOP = 50.5, 100.0  # qualities
+EXPECTED = 0.5  # the scale that the entropy model expects of new latents at first, with mean 0
 
 
 @torch.no_grad()
 def grow(model: DCAE, source: SliceCompressionModel, images: Tensor) -> None:
-    """Give `model` the weights of a narrower `source`; images (B, 3, H, W) in [0, 1] are what norms are fitted on.
+    """Give `model` the weights of a narrower `source`; the rest is fitted on images (B, 3, H, W) in [0, 1].
 
     Raises UserError, naming the argument, where the source cannot be a part of the model.
     """
@@ -62,9 +68,9 @@ def grow(model: DCAE, source: SliceCompressionModel, images: Tensor) -> None:
             take_over(module, sources[name], JOINED.get((parent, key), 1), ENDS.get(parent) == key)
     if model.variable_rate:
         spread_gains(model, source)
-    fit_norms(model, source, images)
-    expect_little(model, source.slices)
-    quieten(model, source.M, images)
+    fit_norms(model, source, images[:FITTED_ON])
+    if model.bypass and not source.bypass:
+        fit_bypass(model, images)
 
 
 def check_growth(model: SliceCompressionModel, source: SliceCompressionModel) -> None:
@@ -75,6 +81,14 @@ def check_growth(model: SliceCompressionModel, source: SliceCompressionModel) ->
         raise UserError(f"--grow: from {source.model_name} to {model.model_name}; both have to be dcae")
     if model.slice_sizes[: source.slices] != source.slice_sizes:
         raise UserError(f"--grow: slices={model.slice_sizes} do not begin with the file's, {source.slice_sizes}")
+    new, bypass = model.M - source.M, model.bypass
+    if bypass < new:
+        wanted = f"--model-option bypass={new}"
+        raise UserError(f"--grow: fresh latents would stay zero; let them start as a linear transform, {wanted}")
+    if bypass and not source.bypass and model.M - bypass not in model.channels_before:
+        raise UserError(
+            f"--grow: no slice begins with the {bypass} latents of the bypass; the slices are {model.slice_sizes}"
+        )
     if (model.features, model.answers) != (source.features, source.answers):
         wanted = f"feature_channels={source.features} answer_channels={source.answers}"
         raise UserError(f"--grow: the networks of the slices read other widths; add --model-option {wanted}")
@@ -147,6 +161,61 @@ def outputs_of(model: DCAE, names: list[str], images: Tensor) -> dict[str, Tenso
     return outputs
 
 
+def fit_bypass(model: DCAE, images: Tensor) -> None:
+    """Let the bypass have its latents for itself, and tell in them most of what the others leave over.
+
+    With x the blocks of 16x16 pixels, and r what is left of them at the top quality, W = cov(r, x) (cov(x) + n)^-1 is
+    the best guess of r, n the noise of rounding; of its values W x the first principal components V are coded:
+    V^T W x are the latents, V leads back (reduced-rank regression). Their gains start as in a new model, with the steps
+    of high-rate theory.
+    """
+    first, quality = model.M - model.bypass, TOP if model.variable_rate else None
+    for layer in (model.bypass_a, model.bypass_s):
+        nn.init.zeros_(layer.weight)
+        nn.init.zeros_(layer.bias)
+    last, back = model.g_a[-1], model.g_s[0]
+    for other_path in (
+        last.weight[first:],
+        last.bias[first:],
+        back.weight[first:],
+        model.h_a[0].conv.weight[:, first:],
+    ):
+        nn.init.zeros_(other_path)
+    if model.variable_rate:
+        fresh = GainUnit(model.M, model.lambda_range)
+        for name in ("log_gain", "log_inverse_gain"):
+            getattr(model.gain, name)[:, first:] = getattr(fresh, name)[:, first:]
+    expect_little(model, model.channels_before.index(first))
+    training = model.training
+    model.eval()
+    rest = torch.cat([image - model(image, quality)["x_hat"] for image in images.split(1)])
+    model.train(training)
+    step, noise = latent_steps(model)
+    x, r = blocks_of(images), blocks_of(rest)
+    x -= x.mean(0)
+    guess = torch.linalg.solve(x.T @ x / len(x) + noise * torch.eye(x.shape[1], dtype=x.dtype), x.T @ r / len(x))
+    values = x @ guess
+    components = torch.linalg.eigh(values.T @ values)[1][:, -model.bypass :].flip(1)
+    analysis = (guess @ components).T / step
+    colours = analysis.unflatten(1, (3, -1))
+    analysis = (colours - colours.mean(2, keepdim=True)).flatten(1)  # flat blocks are no detail
+    model.bypass_a.weight.copy_(analysis[:, :, None, None])
+    model.bypass_s.weight.copy_(components[:, :, None, None] * step)
+
+
+def latent_steps(model: DCAE) -> tuple[float, float]:
+    """Of an orthonormal transform: the step at the middle of the trade-offs, and the noise, step^2 / 12, at the top."""
+    low, high = model.lambda_range
+    if not model.variable_rate:
+        low = high = math.sqrt(low * high)
+    return step_size(math.sqrt(low * high)), step_size(high) ** 2 / 12
+
+
+def blocks_of(images: Tensor) -> Tensor:
+    """(B, 3, 16h, 16w) -> (B * h * w, 768) in float64."""
+    return F.pixel_unshuffle(images, STRIDE_Y).permute(0, 2, 3, 1).flatten(0, 2).double()
+
+
 def expect_little(model: DCAE, old: int) -> None:
     """Let the networks of the new slices, from slice `old` on, say the same everywhere: mean 0, scale EXPECTED."""
     for networks, value in (
@@ -155,15 +224,3 @@ def expect_little(model: DCAE, old: int) -> None:
         for network in networks[old:]:
             nn.init.zeros_(network[-1].weight)
             nn.init.constant_(network[-1].bias, value)
-
-
-def quieten(model: DCAE, old: int, images: Tensor) -> None:
-    """Scale the new latents, from channel `old` on, to a standard deviation of SILENCE, and remove their means."""
-    if old == model.M:
-        return
-    last, quality = model.g_a[-1], MIDDLE if model.variable_rate else None
-    y = model.to_latent(images, quality)[:, old:]
-    factor = SILENCE / y.std((0, 2, 3)).clamp_min(1e-6)
-    last.weight[old:] *= factor[:, None, None, None]
-    last.bias[old:] *= factor
-    last.bias[old:] -= model.analysis(images)[:, old:].mean((0, 2, 3))

@@ -13,7 +13,7 @@ from utils.training.soap import Soap
 
 COSINE_END = 0.01  # of the learning rate
 TRANSFORM_RATE = 0.25  # of SOAP's learning rate, for analysis and synthesis: at the whole rate they diverge
-DECODER = ("g_s.", "lrp_transforms.", "gain.log_inverse_gain")
+DECODER = ("g_s.", "bypass_s.", "lrp_transforms.", "gain.log_inverse_gain")
 SCHEDULES = ("step", "cosine", "constant", "linear")
 
 
@@ -50,7 +50,7 @@ def make_soap(model: nn.Module, rate: float) -> Soap:
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and not is_auxiliary(name):
-            key = name.startswith(("g_a.", "g_s.")), name.removesuffix(".weight") in names
+            key = name.startswith(("g_a.", "g_s.", "bypass_")), name.removesuffix(".weight") in names
             groups.setdefault(key, []).append(parameter)
     return Soap(
         (
