@@ -10,7 +10,7 @@ from typing import Any
 from models.layers.gain import LAMBDA_RANGE, QUALITY_MAX, QUALITY_MIN, lambda_of_quality
 from utils.metrics import WEIGHT_OF_METRIC
 
-STEPS = (0, 1, 2, 4, 6, 9, 12, 15, 19, 24)  # of effort 0, 1, ... 9
+STEPS = (0, 1, 2, 3, 5, 8, 12, 15, 19, 24)  # of effort 0, 1, ... 9
 EFFORTS = range(len(STEPS))
 COARSER = 0.8  # a search for lambda does best with the gains of this times lambda (docs/effort.md)
 
