@@ -113,6 +113,11 @@ def test_too_few_handles_while_libraries_load():
     assert said.startswith("error: too few file handles") and said.count("\n") == 1 and process.returncode == 2
 
 
+def test_what_a_library_deprecates_is_not_said():
+    process = program(LOADING + "import warnings\nwarnings.warn('`torch.jit.script` is deprecated', FutureWarning)")
+    assert process.communicate()[1] == "" and process.returncode == 0
+
+
 def test_after_loading_a_program_has_its_own_handling():
     main = "lambda _: os.kill(os.getpid(), signal.SIGINT)"
     process = program(f"{LOADING}signal.signal(signal.SIGTERM, signal.SIG_IGN)\nrun_program({main}, [])")

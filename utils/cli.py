@@ -30,7 +30,6 @@ def run_program(main: Callable[[Sequence[str]], int | None], argv: Sequence[str]
     open_streams()
     for stream in (sys.stdout, sys.stderr):
         forgive(stream)
-    warnings.filterwarnings("ignore", ".*torch.jit.script", FutureWarning)  # a library's own, of what CompressAI loads
     argv = list(sys.argv[1:] if argv is None else argv)
     if signal.getsignal(signal.SIGINT) is _leave_interrupted:
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -80,6 +79,7 @@ def speak_while_loading() -> None:
     Called by a program before it imports its libraries.
     """
     open_streams()
+    warnings.filterwarnings("ignore", ".*torch.jit.script", FutureWarning)  # a library's own, of what CompressAI loads
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _leave_interrupted)
     sys.excepthook = _report
