@@ -47,7 +47,7 @@ from utils.training.step import Recipe, train_step
 from utils.training.stopping import StopRequest, stop_requests
 from utils.training.validation import describe_left_out, format_validation, lambdas_to_validate, validate
 
-PCA_CROPS, GROWTH_CROPS = 256, 96  # that --start pca and --grow look at
+PCA_CROPS = 256  # that --start pca looks at
 SHOWN_IMAGES = 3  # reconstructions that TensorBoard gets
 
 
@@ -102,9 +102,10 @@ def check_patch(args: argparse.Namespace, start: Start) -> None:
 
 def grow_from_file(args: argparse.Namespace, start: Start, survey: Survey) -> None:
     """Give the fresh model what the narrower one of --grow has learned."""
-    from utils.training.growth import grow  # here, as CompressAI takes seconds to load
+    from utils.training.growth import FOR_BYPASS, FOR_NORMS, grow  # here, as CompressAI takes seconds to load
 
-    grow(start.model, load_model(args.grow), start_images(args, survey, GROWTH_CROPS))
+    images = start_images(args, survey, FOR_BYPASS if start.model.bypass else FOR_NORMS)
+    grow(start.model, load_model(args.grow), images, args.weight)
 
 
 def start_images(args: argparse.Namespace, survey: Survey, count: int) -> torch.Tensor:

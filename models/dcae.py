@@ -27,10 +27,11 @@ class DCAE(DictionaryModel):
     """Defaults are the paper's model (Section 4.1).
 
     channels, depths: width and Transformer layers of the three stages (C1..C3, T1..T3); head_dims: widths of the heads
-    in g_a (mirrored in g_s); window: side of their windows; N: channels of z; drop_path: see ScaledSwinLayer; bypass:
-    of how many latents, the last ones, a linear transform of blocks of 16x16 pixels is a part, which leads straight to
-    x_hat, too (not in the paper: what small transforms do not model they lose at any rate); the others as in
-    DictionaryModel.
+    in g_a (mirrored in g_s); window: side of their windows; N: channels of z; drop_path: see ScaledSwinLayer; the
+    others as in DictionaryModel.
+
+    bypass: how many latents, the last ones, have a linear way beside g_a and g_s, from blocks of 16x16 pixels and back
+    to them. 0 is the paper's; small transforms need it at high rates, as what they do not model they lose at any rate.
     """
 
     model_name = "dcae"

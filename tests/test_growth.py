@@ -5,24 +5,26 @@ import torch
 
 import train
 from models import build_model
+from models.coders import EstimatingCoder
 from tests.toy_training import RECIPE, checkpoint, write_photos
 from tests.toys import toy_image, toy_model
 from utils.cli import UserError
 from utils.codec.checkpoint import save_checkpoint
 from utils.metrics import psnr
 from utils.training.growth import grow
+from utils.training.pca_start import step_size
 
 SAME = {"feature_channels": 40, "answer_channels": 40}  # of the toy: its M
 LATENT = {"M": 56, "slices": [8] * 5 + [16], "bypass": 16, **SAME}
 WIDER = {"channels": (8, 24, 24), **LATENT}
 
 
-def grown(kind: str = "dcae", **changes):
+def grown(kind: str = "dcae", weight: float | None = 0.01, **changes):
     """The toy, what was grown from it, and the images that was done with."""
     source, images = toy_model(kind), toy_image(128, 128, batch=2)
     torch.manual_seed(0)
     model = build_model("dcae", **{**source.config, **changes}).eval()
-    grow(model, source, images)
+    grow(model, source, images, None if model.variable_rate else weight)
     return source, model, images
 
 
@@ -33,6 +35,15 @@ def test_a_longer_latent_leaves_the_old_one_and_its_entropy_model_as_they_were()
     assert torch.allclose(new["para"]["y"][:, :40], old["para"]["y"], atol=1e-5)
     assert torch.allclose(new["likelihoods"]["y"][:, :40], old["likelihoods"]["y"], atol=1e-5)
     assert torch.equal(new["likelihoods"]["z"], old["likelihoods"]["z"])
+    assert psnr(without_the_new(model, images), old["x_hat"]) > 60
+
+
+def without_the_new(model, images) -> torch.Tensor:
+    """The image where nothing is known of the latents from channel 40 on."""
+    coder = EstimatingCoder(model.gaussian_conditional)
+    y = model.to_latent(images)
+    y_hat = model.code_slices(model.estimate_hyper(y)[0], y, coder)
+    return model.to_image(torch.cat((y_hat[:, :40], torch.zeros_like(y_hat[:, 40:])), 1))
 
 
 @torch.no_grad()
@@ -44,6 +55,17 @@ def test_new_latents_tell_at_once_what_the_old_ones_leave_over():
     assert new["para"]["means"][:, 40:].abs().max() == 0
     flat = model.analysis(torch.full_like(images, 0.7)) - model.analysis(torch.full_like(images, 0.2))
     assert flat[:, 40:].abs().max() < 1e-4
+
+
+@torch.no_grad()
+def test_new_latents_have_the_step_of_the_trade_off():
+    steps = []
+    for weight in (0.0025, 0.04):
+        source, model, images = grown(weight=weight, **LATENT)
+        back = model.bypass_s.weight.flatten(1)
+        assert torch.allclose(back.T @ back, torch.eye(16) * step_size(weight) ** 2, atol=1e-6)
+        steps.append(step_size(weight))
+    assert steps[0] == pytest.approx(4 * steps[1])
 
 
 @torch.no_grad()
@@ -59,8 +81,8 @@ def test_latents_that_are_there_can_become_those_of_a_bypass():
 
 @torch.no_grad()
 def test_wider_layers_give_nearly_the_same_image():
-    source, model, images = grown(channels=WIDER["channels"])
-    assert psnr(model(images)["x_hat"], source(images)["x_hat"]) > 40
+    source, model, images = grown(**WIDER)
+    assert psnr(without_the_new(model, images), source(images)["x_hat"]) > 40
     y, old = model.analysis(images)[:, :40], source.analysis(images)
     assert (y - old).pow(2).mean() < 0.01 * old.var()
 
@@ -120,6 +142,13 @@ def test_a_run_starts_from_a_narrower_file_and_goes_on_without_it(tmp_path, caps
     file.unlink()
     train.main([*flags, "--max-steps", "2", "--resume"])
     assert checkpoint(tmp_path / "run")["step"] == 2
+
+
+def test_a_bypass_stays_as_large_as_it_is():
+    with pytest.raises(UserError, match="a bypass of 8 latents, which cannot grow"):
+        grown("dcae-bypass", bypass=16, feature_channels=24, answer_channels=24)
+    source, model, images = grown("dcae-bypass", channels=(8, 16, 16), feature_channels=24, answer_channels=24)
+    assert torch.equal(model.bypass_a.weight, source.bypass_a.weight)
 
 
 @pytest.mark.parametrize(

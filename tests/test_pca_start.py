@@ -12,10 +12,11 @@ from utils.training.pca_start import start_as_pca, step_size
 SIZES = {"channels": (16, 48, 96), "depths": (0, 1, 2), "head_dims": (8, 8, 8), "slices": 4, "hidden": (8, 8)}
 
 
-def started(M: int, weight: float = 0.013):
+def started(M: int, weight: float = 0.013, bypass: int = 0):
     """A DCAE with M channels of y after its start, and the images it was started from."""
     torch.manual_seed(0)
-    model = build_model("dcae", **SIZES, M=M, N=16, hyper_head_dim=8, dictionary_entries=8, dictionary_heads=2)
+    sizes = {**SIZES, "M": M, "N": 16, "hyper_head_dim": 8, "dictionary_entries": 8, "dictionary_heads": 2}
+    model = build_model("dcae", **sizes, bypass=bypass)
     images = toy_image(128, 128, batch=4)
     start_as_pca(model, images, weight)
     return model, images
@@ -46,6 +47,13 @@ def test_the_kept_channels_are_orthogonal_coefficients_in_order_of_variance():
 def test_a_larger_lambda_scales_the_latent_up():
     (fine, images), (coarse, _) = started(32, 0.05), started(32, 0.0125)
     assert torch.allclose(fine.g_a(images), 2 * coarse.g_a(images), atol=1e-3)
+
+
+@torch.no_grad()
+def test_a_bypass_adds_nothing_yet():
+    model, images = started(32, bypass=8)
+    y = model.analysis(images)
+    assert torch.equal(y, model.g_a(images)) and torch.equal(model.synthesis(y), model.g_s(y))
 
 
 def test_other_models_are_refused():

@@ -110,7 +110,7 @@ def test_it_is_sooner_at_the_end_of_a_narrow_valley():
 
 def test_what_of_a_model_it_rotates():
     """Weights of linear layers and convolutions; not depthwise kernels, dictionary, gains, prior, biases."""
-    model = toy_model("dcae-variable-rate")
+    model = toy_model("dcae-bypass")
     optimizer = make_optimizers(model, 1e-3, 1e-3, "soap")[0]
     names = {id(p): name for name, p in model.named_parameters()}
     rotated = {names[id(p)] for g in optimizer.param_groups if g["rotated"] for p in g["params"]}
@@ -120,7 +120,9 @@ def test_what_of_a_model_it_rotates():
     set_rate(optimizer, 1.0)
     rates = {names[id(p)]: g["lr"] for g in optimizer.param_groups for p in g["params"]}
     assert len(rates) + 1 == len(names)  # the quantiles have an optimizer of their own
-    assert all(rate == (TRANSFORM_RATE if n.startswith(("g_a.", "g_s.")) else 1.0) for n, rate in rates.items())
+    assert all(
+        rate == (TRANSFORM_RATE if n.startswith(("g_a.", "g_s.", "bypass_")) else 1.0) for n, rate in rates.items()
+    )
 
 
 @pytest.mark.parametrize("precision", [torch.float32, torch.float64])

@@ -184,7 +184,7 @@ def _detect_dcae(weights: StateDict) -> dict[str, Any]:
     config["hyper_head_dim"], config["hyper_window"] = _heads(weights, "h_a.1.layers.0.msa")
     features = weights["h_z_s1.2.conv.weight"].shape[1]
     answers = weights["cc_mean_transforms.0.0.weight"].shape[1] - 2 * features  # of a support of both and no more
-    widths = {"feature_channels": features, "answer_channels": answers} if "dt" in weights else {}
+    widths = {"feature_channels": features} | ({"answer_channels": answers} if "dt" in weights else {})
     other = {key: width for key, width in widths.items() if width != config["M"]}
     if "bypass_a.weight" in weights:
         other["bypass"] = weights["bypass_a.weight"].shape[0]

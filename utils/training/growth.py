@@ -17,6 +17,8 @@ changes with the width: their factors and offsets are fitted to what the old one
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
@@ -26,9 +28,9 @@ from torch import Tensor, nn
 from models import STRIDE_Y
 from models.layers.attention import ConvolutionalGLU, SwinStage, WindowAttention
 from models.layers.convolution import ResidualBottleneck
-from models.layers.gain import GainUnit, between_levels, lambda_of_quality
+from models.layers.gain import QUALITY_MAX, GainUnit, between_levels, lambda_of_quality
 from utils.cli import UserError
-from utils.training.pca_start import step_size
+from utils.training.pca_start import latent_step, principal_components, silence_bypass, step_size
 
 if TYPE_CHECKING:
     from models.base import SliceCompressionModel
@@ -48,16 +50,17 @@ MAY_GROW = (
     "lambda_range",
     "variable_rate",
 )
-FITTED_ON = 8  # images, of norms
-MIDDLE, TOP = 50.5, 100.0  # qualities
+FOR_NORMS, FOR_BYPASS = 8, 96  # crops that are looked at
+MIDDLE = 50.5  # quality
 EXPECTED = 0.5  # the scale that the entropy model expects of new latents at first, with mean 0
 
 
 @torch.no_grad()
-def grow(model: DCAE, source: SliceCompressionModel, images: Tensor) -> None:
+def grow(model: DCAE, source: SliceCompressionModel, images: Tensor, weight: float | None = None) -> None:
     """Give `model` the weights of a narrower `source`; the rest is fitted on images (B, 3, H, W) in [0, 1].
 
-    Raises UserError, naming the argument, where the source cannot be a part of the model.
+    weight: lambda that a model of one rate is to be trained for. Raises UserError, naming the argument, where the
+    source cannot be a part of the model.
     """
     check_growth(model, source)
     sources = dict(source.named_modules())
@@ -68,9 +71,9 @@ def grow(model: DCAE, source: SliceCompressionModel, images: Tensor) -> None:
             take_over(module, sources[name], JOINED.get((parent, key), 1), ENDS.get(parent) == key)
     if model.variable_rate:
         spread_gains(model, source)
-    fit_norms(model, source, images[:FITTED_ON])
+    fit_norms(model, source, images[:FOR_NORMS])
     if model.bypass and not source.bypass:
-        fit_bypass(model, images)
+        fit_bypass(model, images, weight)
 
 
 def check_growth(model: SliceCompressionModel, source: SliceCompressionModel) -> None:
@@ -82,9 +85,13 @@ def check_growth(model: SliceCompressionModel, source: SliceCompressionModel) ->
     if model.slice_sizes[: source.slices] != source.slice_sizes:
         raise UserError(f"--grow: slices={model.slice_sizes} do not begin with the file's, {source.slice_sizes}")
     new, bypass = model.M - source.M, model.bypass
-    if bypass < new:
+    if bypass < new and not source.bypass:
         wanted = f"--model-option bypass={new}"
         raise UserError(f"--grow: fresh latents would stay zero; let them start as a linear transform, {wanted}")
+    if source.bypass and bypass != source.bypass:
+        raise UserError(
+            f"--grow: the file has a bypass of {source.bypass} latents, which cannot grow; leave out its size"
+        )
     if bypass and not source.bypass and model.M - bypass not in model.channels_before:
         raise UserError(
             f"--grow: no slice begins with the {bypass} latents of the bypass; the slices are {model.slice_sizes}"
@@ -153,67 +160,62 @@ def outputs_of(model: DCAE, names: list[str], images: Tensor) -> dict[str, Tenso
         )
         for name in names
     ]
-    training = model.training
-    model.eval()(images, MIDDLE if model.variable_rate else None)
-    model.train(training)
+    with evaluating(model):
+        model(images, MIDDLE if model.variable_rate else None)
     for hook in hooks:
         hook.remove()
     return outputs
 
 
-def fit_bypass(model: DCAE, images: Tensor) -> None:
+def fit_bypass(model: DCAE, images: Tensor, weight: float | None) -> None:
     """Let the bypass have its latents for itself, and tell in them most of what the others leave over.
 
     With x the blocks of 16x16 pixels, and r what is left of them at the top quality, W = cov(r, x) (cov(x) + n)^-1 is
     the best guess of r, n the noise of rounding; of its values W x the first principal components V are coded:
-    V^T W x are the latents, V leads back (reduced-rank regression). Their gains start as in a new model, with the steps
-    of high-rate theory.
+    V^T W x are the latents, V leads back (reduced-rank regression).
     """
-    first, quality = model.M - model.bypass, TOP if model.variable_rate else None
-    for layer in (model.bypass_a, model.bypass_s):
-        nn.init.zeros_(layer.weight)
-        nn.init.zeros_(layer.bias)
+    empty_bypass(model)
+    with evaluating(model), torch.no_grad():
+        quality = QUALITY_MAX if model.variable_rate else None
+        rest = torch.cat([image - model(image, quality)["x_hat"] for image in images.split(1)])
+    noise = step_size(model.lambda_range[1] if weight is None else weight) ** 2 / 12
+    x, r = blocks_of(images), blocks_of(rest)
+    x -= x.mean(0)
+    guess = torch.linalg.solve(x.T @ x / len(x) + noise * torch.eye(x.shape[1], dtype=x.dtype), x.T @ r / len(x))
+    components = principal_components((x @ guess).T[None], model.bypass).T
+    analysis = (guess @ components).T.unflatten(1, (3, -1))
+    analysis = (analysis - analysis.mean(2, keepdim=True)).flatten(1)  # flat blocks are no detail
+    step = latent_step(model, weight)
+    model.bypass_a.weight.copy_(analysis[:, :, None, None] / step)
+    model.bypass_s.weight.copy_(components[:, :, None, None] * step)
+
+
+def empty_bypass(model: DCAE) -> None:
+    """Take its latents from the other layers, and let it and its gains start anew: the latents are zero."""
+    first = model.M - model.bypass
+    silence_bypass(model)
     last, back = model.g_a[-1], model.g_s[0]
-    for other_path in (
-        last.weight[first:],
-        last.bias[first:],
-        back.weight[first:],
-        model.h_a[0].conv.weight[:, first:],
-    ):
-        nn.init.zeros_(other_path)
+    for weight in (last.weight[first:], last.bias[first:], back.weight[first:], model.h_a[0].conv.weight[:, first:]):
+        nn.init.zeros_(weight)
     if model.variable_rate:
         fresh = GainUnit(model.M, model.lambda_range)
         for name in ("log_gain", "log_inverse_gain"):
             getattr(model.gain, name)[:, first:] = getattr(fresh, name)[:, first:]
     expect_little(model, model.channels_before.index(first))
-    training = model.training
-    model.eval()
-    rest = torch.cat([image - model(image, quality)["x_hat"] for image in images.split(1)])
-    model.train(training)
-    step, noise = latent_steps(model)
-    x, r = blocks_of(images), blocks_of(rest)
-    x -= x.mean(0)
-    guess = torch.linalg.solve(x.T @ x / len(x) + noise * torch.eye(x.shape[1], dtype=x.dtype), x.T @ r / len(x))
-    values = x @ guess
-    components = torch.linalg.eigh(values.T @ values)[1][:, -model.bypass :].flip(1)
-    analysis = (guess @ components).T / step
-    colours = analysis.unflatten(1, (3, -1))
-    analysis = (colours - colours.mean(2, keepdim=True)).flatten(1)  # flat blocks are no detail
-    model.bypass_a.weight.copy_(analysis[:, :, None, None])
-    model.bypass_s.weight.copy_(components[:, :, None, None] * step)
-
-
-def latent_steps(model: DCAE) -> tuple[float, float]:
-    """Of an orthonormal transform: the step at the middle of the trade-offs, and the noise, step^2 / 12, at the top."""
-    low, high = model.lambda_range
-    if not model.variable_rate:
-        low = high = math.sqrt(low * high)
-    return step_size(math.sqrt(low * high)), step_size(high) ** 2 / 12
 
 
 def blocks_of(images: Tensor) -> Tensor:
     """(B, 3, 16h, 16w) -> (B * h * w, 768) in float64."""
     return F.pixel_unshuffle(images, STRIDE_Y).permute(0, 2, 3, 1).flatten(0, 2).double()
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """The model in eval mode inside the block, and as it was after it."""
+    training = model.training
+    model.eval()
+    yield
+    model.train(training)
 
 
 def expect_little(model: DCAE, old: int) -> None:

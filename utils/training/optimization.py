@@ -5,11 +5,15 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from utils.training.soap import Soap
+
+if TYPE_CHECKING:
+    from models.base import SliceCompressionModel
 
 COSINE_END = 0.01  # of the learning rate
 TRANSFORM_RATE = 0.25  # of SOAP's learning rate, for analysis and synthesis: at the whole rate they diverge
@@ -44,13 +48,14 @@ def make_adam(model: nn.Module, rate: float) -> torch.optim.Optimizer:
     return torch.optim.Adam(weights_of(model), rate, fused=True)
 
 
-def make_soap(model: nn.Module, rate: float) -> Soap:
+def make_soap(model: SliceCompressionModel, rate: float) -> Soap:
     """SOAP on the matrices of linear layers and convolutions, Adam on all else; transforms at TRANSFORM_RATE."""
     names = {name for name, module in model.named_modules() if is_matrix_layer(module)}
+    transforms = tuple(f"{name}." for name in model.transform_names)
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and not is_auxiliary(name):
-            key = name.startswith(("g_a.", "g_s.", "bypass_")), name.removesuffix(".weight") in names
+            key = name.startswith(transforms), name.removesuffix(".weight") in names
             groups.setdefault(key, []).append(parameter)
     return Soap(
         (

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-from torch import nn
+from typing import TYPE_CHECKING
 
 from utils.training.optimization import make_soap
 from utils.training.soap import BASIS_EVERY, STATISTICS_EVERY, as_matrices, axes_of
+
+if TYPE_CHECKING:
+    from models.base import SliceCompressionModel
 
 BYTES = 4  # of a float32
 RENEWAL = 2 + 8 / 3 + 2  # n^3 of a basis: statistics times basis, QR with its Q, the turn from the old to the new one
@@ -30,7 +32,7 @@ class OptimizerCost:
         return self.rotations + self.statistics + self.renewals
 
 
-def soap_cost(model: nn.Module) -> OptimizerCost:
+def soap_cost(model: SliceCompressionModel) -> OptimizerCost:
     """Count for all weights of a model that `make_soap` rotates."""
     rotated = square = cubic = parameters = 0
     for group in make_soap(model, 1e-3).param_groups:

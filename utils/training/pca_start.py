@@ -42,7 +42,8 @@ def start_as_pca(model: SliceCompressionModel, images: Tensor, weight: float | N
         raise UserError(f"--start pca: {model.model_name} has other transforms; it is for dcae")
     silence_branches(model.g_a)
     silence_branches(model.g_s)
-    scale = 1 / step_size(math.sqrt(math.prod(model.lambda_range)) if weight is None else weight)
+    silence_bypass(model)
+    scale = 1 / latent_step(model, weight)
     mean = images.mean((0, 2, 3))
     features = images - mean[:, None, None]
     levels = list(paired_convolutions(model))
@@ -55,6 +56,11 @@ def start_as_pca(model: SliceCompressionModel, images: Tensor, weight: float | N
             up.bias.copy_(mean)
         side = (features.shape[2] // 2, features.shape[3] // 2)
         features = torch.einsum("rk,bkl->brl", components, blocks).unflatten(2, side)
+
+
+def latent_step(model: DCAE, weight: float | None) -> float:
+    """Of an orthonormal transform, at lambda = `weight`; None: at the middle of a variable-rate model's range."""
+    return step_size(math.sqrt(math.prod(model.lambda_range)) if weight is None else weight)
 
 
 def step_size(weight: float) -> float:
@@ -72,6 +78,13 @@ def silence_branches(transform: nn.Module) -> None:
             last = module.conv3 if isinstance(module, ResidualBottleneck) else module.conv
             nn.init.zeros_(last.weight)
             nn.init.zeros_(last.bias)
+
+
+def silence_bypass(model: DCAE) -> None:
+    """Let the linear path beside the transforms, where there is one, neither add to latents nor to images."""
+    for layer in (model.bypass_a, model.bypass_s) if model.bypass else ():
+        nn.init.zeros_(layer.weight)
+        nn.init.zeros_(layer.bias)
 
 
 def paired_convolutions(model: DCAE) -> Iterator[tuple[nn.Conv2d, nn.ConvTranspose2d]]:
