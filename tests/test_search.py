@@ -245,15 +245,13 @@ def test_a_search_wins_at_the_ends_of_the_range(graded):
         assert len(found.data) < len(plain.data)
 
 
-@pytest.mark.parametrize(("effort", "least"), [(4, 1), (5, 4)])
-def test_a_search_wins_where_no_gains_are_coarser(effort, least):
+def test_a_search_wins_where_no_gains_are_coarser():
     """Near the lowest quality all searches have about the same gains; what they search for still differs."""
     x = to_tensor(read_image(DEFAULT_CHECKPOINT.parent / "samples/city.png")[0])[..., 100:228, 200:328]
     codec = Codec(load_model(DEFAULT_CHECKPOINT))
     data = codec.compress(x, 7.0)
-    target = Target("psnr", psnr(quantise_8_bit(codec.decompress(data)), x))
-    found = compress_to_target(codec, x, target, effort=effort)
-    assert found.won_percent > least and len(found.data) <= len(data)
+    found = compress_to_target(codec, x, Target("psnr", psnr(quantise_8_bit(codec.decompress(data)), x)), effort=5)
+    assert found.won_percent > 2 and len(found.data) < len(data)
 
 
 def test_of_files_on_target_the_cheapest_is_kept():
@@ -263,17 +261,6 @@ def test_of_files_on_target_the_cheapest_is_kept():
     small, large = trials = [replace(trial, reached=len(trial.data)) for trial in trials]
     assert best_of(trials, Target("size", 5020)) is large
     assert best_of(trials, Target("size", 5000)) is small
-
-
-def test_a_file_that_is_neither_larger_nor_worse_need_not_be_close():
-    """Else an image whose searches all miss the target, as those of a tiny one may, would win nothing."""
-    plain = Trial(50.0, bytes(500), 34.0, distortion=1.0, cost=2.0)
-    smaller_and_better = Trial(48.0, bytes(490), 34.1, distortion=0.97, cost=1.9)
-    smaller, better = replace(smaller_and_better, distortion=1.1), replace(smaller_and_better, data=bytes(510))
-    assert best_of([plain, smaller, better], Target("psnr", 34.0)) is plain
-    assert best_of([plain, smaller, smaller_and_better], Target("psnr", 34.0)) is smaller_and_better
-    on_target = replace(smaller, reached=34.0, cost=1.95)
-    assert best_of([plain, smaller_and_better, on_target], Target("psnr", 34.0)) is on_target
 
 
 def test_an_image_without_an_error_has_a_psnr(graded):

@@ -148,18 +148,15 @@ def best_of(trials: Sequence[Trial], target: Target) -> Trial:
     """Of the files close enough the cheapest, or else the closest; of those within a size the one of least distortion.
 
     Where the first one, made without a search, is the end of what the model can, on the harmless side of the target, so
-    may the others lie there. Where no search came close, one will do that is neither larger nor worse than the first.
+    may the others lie there.
     """
     if target.kind == "size":
         fitting = [trial for trial in trials if trial.reached <= target.value]
         if fitting:
             return min(fitting, key=lambda trial: trial.distortion)
-    plain, *searched = trials
     close = [trial for trial in trials if target.accepts(trial.reached)]
-    if plain.quality in (QUALITY_MIN, QUALITY_MAX) and target.harmless(plain.reached):
+    if trials[0].quality in (QUALITY_MIN, QUALITY_MAX) and target.harmless(trials[0].reached):
         close += [trial for trial in trials if target.harmless(trial.reached)]
-    if all(trial is plain for trial in close):
-        close += [t for t in searched if len(t.data) <= len(plain.data) and t.distortion <= plain.distortion]
     if not close:
         return min(trials, key=lambda trial: target.distance(trial.reached))
     return min(close, key=lambda trial: trial.cost)
