@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from tests.toys import toy_model
 from utils.training.optimization import TRANSFORM_RATE, make_optimizers, set_rate
-from utils.training.soap import BASIS_EVERY, STATISTICS_EVERY, Soap, as_matrices, from_matrices, rotate
+from utils.training.soap import BASIS_EVERY, STATISTICS_EVERY, Soap, as_matrices, from_matrices, largest_step, rotate
 
 RATE, BETA, EPS = 0.01, 0.95, 1e-8
 
@@ -68,6 +68,19 @@ def test_without_axes_to_rotate_it_is_adam():
         weight, other = (nn.Parameter(torch.ones(6, 4)) for _ in range(2))
         ours = trained(Soap([{"params": [weight], **group}], RATE), weight, steps)
         assert torch.allclose(ours, trained(torch.optim.Adam([other], RATE, (BETA, BETA)), other, steps), atol=1e-6)
+
+
+def test_no_step_is_longer_than_adam_could_make_it():
+    """As it would be where a turned basis has left the second average behind the first."""
+    weight = nn.Parameter(torch.randn(6, 4))
+    optimizer = Soap([{"params": [weight]}], RATE)
+    trained(optimizer, weight, gradients((6, 4), BASIS_EVERY))
+    state, before = optimizer.state[weight], weight.detach().clone()
+    state["exp_avg_sq"].fill_(1e-14)
+    trained(optimizer, weight, [1e-9 * gradients((6, 4), 1)[0]])
+    change = rotate(as_matrices(weight.detach() - before), state["bases"])
+    assert change.abs().max() <= 1.001 * RATE
+    assert largest_step(BETA, BETA) == pytest.approx(1) and largest_step(0.9, 0.999) == pytest.approx(7.27, abs=0.01)
 
 
 def test_what_is_rotated_comes_back():

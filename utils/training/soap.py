@@ -4,7 +4,7 @@
 matrix has row statistics L = average of G G^T and column statistics R = average of G^T G. With Q_L and Q_R their
 eigenvectors, Adam works on Q_L^T G Q_R, and what it wants to do is rotated back. The bases follow the statistics by one
 step of power iteration and a QR decomposition now and then (the paper's Algorithm 4), which is all that makes a step
-dearer than Adam's.
+dearer than Adam's. One thing is added: no step in a basis is longer than Adam's can be (`largest_step`).
 
 Kernels of convolutions are (positions, out, in), with a basis for each of the three axes. Axes longer than `largest`
 are not rotated, and groups with `rotated` False hold what is no matrix of a layer: plain Adam with the same averages.
@@ -12,6 +12,7 @@ are not rotated, and groups with `rotated` False hold what is no matrix of a lay
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -45,7 +46,9 @@ class Soap(torch.optim.Optimizer):
             if work:
                 move(work, group)
             if group["rotated"]:
+                most = group["lr"] * largest_step(*group["betas"])
                 for p, (change, _, state) in zip(parameters, work):
+                    change.clamp_(-most, most)
                     p.add_(from_matrices(rotate(change, state["bases"], back=True), p.shape))
 
     def adam_state(self, p: Tensor, like: Tensor) -> dict[str, Any]:
@@ -84,6 +87,16 @@ def move(work: list[tuple[Tensor, Tensor, dict[str, Any]]], group: dict[str, Any
         beta1=group["betas"][0], beta2=group["betas"][1], lr=group["lr"], weight_decay=0.0, eps=group["eps"],
         maximize=False,
     )  # fmt: skip
+
+
+def largest_step(beta1: float, beta2: float) -> float:
+    """The most that Adam moves a weight, in learning rates, if its averages are of the same gradients.
+
+    Turned bases break that: the first average is turned exactly, the second cannot be. Where it is left too small,
+    steps of tens of learning rates would follow, enough to throw an entropy model off course.
+    """
+    rest = (1 - beta2) * (1 - beta1**2 / beta2)  # Cauchy and Schwarz; 1 for two equal betas
+    return (1 - beta1) / rest**0.5 if rest > 0 else math.inf
 
 
 def as_matrices(weight: Tensor) -> Tensor:
