@@ -247,10 +247,10 @@ def test_a_search_wins_at_the_ends_of_the_range(graded):
 
 def test_a_search_wins_where_no_gains_are_coarser():
     """Near the lowest quality all searches have about the same gains; what they search for still differs."""
-    x = to_tensor(read_image(DEFAULT_CHECKPOINT.parent / "samples/city.png")[0])[..., 100:228, 200:328]
+    x = to_tensor(read_image(DEFAULT_CHECKPOINT.parent / "samples/city.png")[0])[..., 100:356, 200:456]
     codec = Codec(load_model(DEFAULT_CHECKPOINT))
     data = codec.compress(x, 7.0)
-    found = compress_to_target(codec, x, Target("psnr", psnr(quantise_8_bit(codec.decompress(data)), x)), effort=5)
+    found = compress_to_target(codec, x, Target("psnr", psnr(quantise_8_bit(codec.decompress(data)), x)), effort=4)
     assert found.won_percent > 2 and len(found.data) < len(data)
 
 
@@ -261,6 +261,18 @@ def test_of_files_on_target_the_cheapest_is_kept():
     small, large = trials = [replace(trial, reached=len(trial.data)) for trial in trials]
     assert best_of(trials, Target("size", 5020)) is large
     assert best_of(trials, Target("size", 5000)) is small
+
+
+def test_gains_that_are_the_last_may_leave_more_than_was_asked_for():
+    """No coarser ones are left to give a higher PSNR away, no finer ones to fill a size."""
+    plain = Trial(7.0, bytes(500), 27.62, cost=2.0)
+    coarsest, finest = (replace(plain, quality=quality, data=bytes(450), cost=1.8) for quality in (1.0, 100.0))
+    assert best_of([plain, replace(coarsest, reached=27.64)], Target("psnr", 27.62)).cost == 1.8
+    assert best_of([plain, replace(coarsest, reached=27.58)], Target("psnr", 27.62)) is plain
+    assert best_of([plain, replace(finest, reached=27.64)], Target("psnr", 27.62)) is plain
+    plain = replace(plain, reached=0.5)
+    assert best_of([plain, replace(finest, reached=0.48)], Target("bpp", 0.5)).cost == 1.8
+    assert best_of([plain, replace(coarsest, reached=0.48)], Target("bpp", 0.5)) is plain
 
 
 def test_an_image_without_an_error_has_a_psnr(graded):

@@ -121,7 +121,7 @@ def search_latents(work: Search, target: Target, quality: float) -> Trial:
         y = work.refined(work.latent(gains, latent), gains, work.trade_off(wanted), steps)
         tried.append((wanted, trial(y, gains)))
         latent, following = y / work.gains(gains), next_quality(tried, target, work.highest)
-        if abs(following - wanted) < FINEST or (number and target.accepts(tried[-1][1].reached)):
+        if abs(following - wanted) < FINEST or (number and meets(tried[-1][1], target)):
             break
         wanted = following
     best = best_of([plain, *(found for _, found in tried)], target)
@@ -144,6 +144,12 @@ def next_quality(tried: Sequence[tuple[float, Trial]], target: Target, highest: 
     return round(min(max(wanted + math.log(aim / reached) / growth, QUALITY_MIN), highest), 2)
 
 
+def meets(trial: Trial, target: Target) -> bool:
+    """Whether a trial is close enough, or on the harmless side and no gains are left that would bring it closer."""
+    last = QUALITY_MIN if target.kind == "psnr" else QUALITY_MAX
+    return target.accepts(trial.reached) or (trial.quality == last and target.harmless(trial.reached))
+
+
 def best_of(trials: Sequence[Trial], target: Target) -> Trial:
     """Of the files close enough the cheapest, or else the closest; of those within a size the one of least distortion.
 
@@ -154,7 +160,7 @@ def best_of(trials: Sequence[Trial], target: Target) -> Trial:
         fitting = [trial for trial in trials if trial.reached <= target.value]
         if fitting:
             return min(fitting, key=lambda trial: trial.distortion)
-    close = [trial for trial in trials if target.accepts(trial.reached)]
+    close = [trial for trial in trials if meets(trial, target)]
     if trials[0].quality in (QUALITY_MIN, QUALITY_MAX) and target.harmless(trials[0].reached):
         close += [trial for trial in trials if target.harmless(trial.reached)]
     if not close:
