@@ -175,7 +175,7 @@ def fit_bypass(model: DCAE, images: Tensor, weight: float | None) -> None:
     V^T W x are the latents, V leads back (reduced-rank regression).
     """
     empty_bypass(model)
-    with evaluating(model), torch.no_grad():
+    with evaluating(model):
         quality = QUALITY_MAX if model.variable_rate else None
         rest = torch.cat([image - model(image, quality)["x_hat"] for image in images.split(1)])
     noise = step_size(model.lambda_range[1] if weight is None else weight) ** 2 / 12
