@@ -31,7 +31,7 @@ def main(argv: Sequence[str]) -> int:
         if status := run(compress_and_decompress.main, "compress_and_decompress.py", flags):
             return status
     shipped = local(DEFAULT_CHECKPOINT)
-    sources = [f"dcae-small={shipped}:{LOW_QUALITY}", "JPEG=jpeg-420", "AVIF=avif"]
+    sources = [f"{DEFAULT_CHECKPOINT.stem}={shipped}:{LOW_QUALITY}", "JPEG=jpeg-420", "AVIF=avif"]
     for name, crop in COMPARED:
         flags = [f"--data={local(SAMPLES / name)}.png", f"--output={local(DEMO)}/{name}.png", "--same-bytes"]
         run(compare_crops.main, "scripts/compare_crops.py", [*sources, *flags, "--crop", *map(str, crop)])

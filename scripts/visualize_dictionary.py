@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from utils.cli import UserError, run_program
+from utils.codec.checkpoint import DEFAULT_CHECKPOINT
 from utils.data.images import read_image, to_tensor
 from utils.data.listing import find_images
 from utils.data.padding import padding_of
@@ -39,7 +40,6 @@ from utils.text import printable
 if TYPE_CHECKING:
     from models.base import SliceCompressionModel
 
-CHECKPOINT = Path(__file__).parent.parent / "assets" / "dcae-small.pt"
 BEYOND = 0.01  # share of the places whose attention is beyond the end of the colours
 LEAST = 0.01  # attention that colours tell from none
 SIDE = 1.8  # inches of a picture
@@ -69,7 +69,7 @@ class Shown:
 def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     add = parser.add_argument
-    add("--checkpoint", type=Path, default=CHECKPOINT, metavar="FILE", help="default: the model in assets")
+    add("--checkpoint", type=Path, default=DEFAULT_CHECKPOINT, metavar="FILE", help="default: the model in assets")
     add("--quality", type=float, help="1..100, of variable-rate models (default: 50)")
     add("--data", type=Path, required=True, metavar="DIR", help="folder of images, or one image")
     add("--output", type=Path, required=True, metavar="DIR", help="where the figures go")

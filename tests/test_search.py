@@ -390,7 +390,8 @@ def test_lambda_from_the_slope():
     sample = DEFAULT_CHECKPOINT.parent / "samples" / "city.png"
     codec, x = Codec(load_model(DEFAULT_CHECKPOINT)), to_tensor(read_image(sample)[0])[..., :128, :128]
     search = Search(codec, x, 1)
-    found, known = slope(search.problem(50.0, TradeOff(1.0)), search.latent(50.0)), of_quality(50.0)
+    found = slope(search.problem(50.0, TradeOff(1.0)), search.latent(50.0))
+    known = of_quality(50.0, codec.model.lambda_range)
     assert found.source == "slope" and found.metric == "mse"
     assert known.weight / 4 < found.weight < 4 * known.weight
 

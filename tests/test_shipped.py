@@ -1,4 +1,4 @@
-"""The model in assets: what it promises, and files that people have stored."""
+"""The models in assets: what the default promises, and files that people have stored."""
 
 from __future__ import annotations
 
@@ -12,14 +12,17 @@ from PIL import Image
 
 from models import load_model
 from tests.test_portable import ENVIRONMENTS, environment
+from utils.codec.bitstream import unpack
 from utils.codec.checkpoint import DEFAULT_CHECKPOINT
 from utils.codec.codec import Codec
+from utils.codec.shipped import codec_of
 from utils.data.images import read_image, to_tensor, to_uint8, write_png
 from utils.metrics import psnr
 
 STORED = Path(__file__).parent / "shipped"
 SAMPLES = Path(__file__).parent.parent / "assets" / "samples"
 FILES = {"girl-10": ("girl", 10.0), "city-55.5": ("city", 55.5), "flowers-100": ("flowers", 100.0)}
+MODELS = sorted(folder.name for folder in STORED.iterdir())  # of each that is or was the default
 SIDE = (200, 230)  # of the stored files' images: no multiples of anything
 
 pytestmark = pytest.mark.slow
@@ -41,11 +44,18 @@ def test_it_is_small(codec):
     assert model.variable_rate and model.config["dictionary_entries"] and model.config["msfa"]
 
 
+def test_every_model_in_assets_has_stored_files():
+    assert [f"{name}.pt" for name in MODELS] == sorted(path.name for path in DEFAULT_CHECKPOINT.parent.glob("*.pt"))
+
+
 @pytest.mark.parametrize("name", FILES)
-def test_stored_files_give_the_images_they_gave(codec, name):
-    """Their symbols are checked by the file itself; the synthesis may round some pixels otherwise on other machines."""
-    then = read_image(STORED / f"{name}.png")[0].astype(int)
-    now = to_uint8(codec.decompress((STORED / f"{name}.bin").read_bytes())).astype(int)
+@pytest.mark.parametrize("model", MODELS)
+def test_stored_files_give_the_images_they_gave(codec, model, name):
+    """Whichever model wrote them. Their symbols are checked by the file itself; the synthesis may round some pixels
+    otherwise on other machines."""
+    then = read_image(STORED / model / f"{name}.png")[0].astype(int)
+    data = (STORED / model / f"{name}.bin").read_bytes()
+    now = to_uint8(codec_of(unpack(data), codec).decompress(data)).astype(int)
     assert now.shape == then.shape == (*SIDE, 3)
     assert abs(now - then).max() <= 1 and (now != then).mean() < 1e-3
 
@@ -96,12 +106,13 @@ def jpeg_in_at_least(size: int, pixels: np.ndarray) -> np.ndarray:
 
 
 def write_files() -> None:
-    """Once for a model: its files and what they give."""
-    model = load_model(DEFAULT_CHECKPOINT)
+    """Once for a model, when it becomes the default: its files and what they give."""
+    model, folder = load_model(DEFAULT_CHECKPOINT), STORED / DEFAULT_CHECKPOINT.stem
+    folder.mkdir()  # or it has files, which stay as they are
     for stem, (name, quality) in FILES.items():
         data = Codec(model).compress(photo(name), quality)
-        (STORED / f"{stem}.bin").write_bytes(data)
-        write_png(STORED / f"{stem}.png", to_uint8(Codec(model).decompress(data)))
+        (folder / f"{stem}.bin").write_bytes(data)
+        write_png(folder / f"{stem}.png", to_uint8(Codec(model).decompress(data)))
 
 
 if __name__ == "__main__":
