@@ -306,7 +306,8 @@ def farewell(
     if stop is None:
         files = [str(folder / name) for name in (BEST, LATEST) if (folder / name).exists()] if folder else []
         scored = folder is None or state.validated < 0 or (folder / BEST).exists()
-        files += [] if scored else [f"no {BEST}: no validation image gave a number"]
+        lacking = f"no loss below {state.best:.4f} since it went" if state.best else "no validation image gave a number"
+        files += [] if scored else [f"no {BEST}: {lacking}"]
         return f"finished at step {state.step}; " + (" and ".join(files) or "nothing was saved (--no-save)")
     if folder is None:
         return f"stopped at step {state.step}; nothing was saved (--no-save)"

@@ -529,6 +529,16 @@ def test_validation_without_a_number_is_said_and_ends(tmp_path, capsys):
     assert checkpoint(tmp_path / "run")["validated"] == 2 and not (tmp_path / "run" / "best.pt").exists()
 
 
+def test_a_best_checkpoint_that_was_taken_away_is_said(photos, tmp_path, capsys):
+    main(flags(photos, tmp_path, "--max-steps", "1"))
+    content = checkpoint(tmp_path)
+    content["best"] = 1e-3  # which nothing will beat
+    save_checkpoint(tmp_path / "latest.pt", content)
+    (tmp_path / "best.pt").unlink()
+    main(flags(photos, tmp_path, "--max-steps", "2", "--resume"))
+    assert capsys.readouterr().err.endswith("latest.pt and no best.pt: no loss below 0.0010 since it went\n")
+
+
 def test_images_that_are_too_small_for_ms_ssim_are_named(tmp_path, capsys):
     for i in range(2):
         write_png(tmp_path / "photos/train" / f"{i}.png", to_uint8(toy_image(256, 260, seed=i)))
