@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "docs" / "reproduce.md").read_text().replace("\\\n", " ")
 COMMANDS = [shlex.split(line, comments=True)[1:] for line in re.findall(r"^python .*|(?<=`)python [^`]*", TEXT, re.M)]
 ELSEWHERE = {"train.py": "utils/training/flags.py"}  # where a program's flags are
-WRITTEN = re.compile(r"kodak/dcae-small")  # by a command before
+WRITTEN = re.compile(r"kodak/dcae-medium")  # by a command before
 
 
 def test_every_table_and_figure_is_there():

@@ -245,11 +245,13 @@ def test_a_search_wins_at_the_ends_of_the_range(graded):
         assert len(found.data) < len(plain.data)
 
 
-def test_a_search_wins_where_no_gains_are_coarser():
-    """Near the lowest quality all searches have about the same gains; what they search for still differs."""
+@pytest.mark.parametrize("quality", [5.0, 7.0])
+def test_a_search_wins_where_no_gains_are_coarser(quality):
+    """Near the lowest quality all searches have about the same gains; what they search for still differs. Somewhat
+    above it, four searches come close to the PSNR, and other gains for the last latent the rest of the way."""
     x = to_tensor(read_image(DEFAULT_CHECKPOINT.parent / "samples/city.png")[0])[..., 100:356, 200:456]
     codec = Codec(load_model(DEFAULT_CHECKPOINT))
-    data = codec.compress(x, 7.0)
+    data = codec.compress(x, quality)
     found = compress_to_target(codec, x, Target("psnr", psnr(quantise_8_bit(codec.decompress(data)), x)), effort=4)
     assert found.won_percent > 2 and len(found.data) < len(data)
 
@@ -348,16 +350,17 @@ def test_a_search_stays_within_its_limit(tmp_path):
     flags = ["--mode", "compress", "--data", str(tmp_path / "in"), "--save_path", str(tmp_path / "out")]
     flags += ["--effort", "1", "--max-memory", "2200M", "--json"]
     program = (
-        "import resource, sys, compress_and_decompress as program\n"
+        "import sys, compress_and_decompress as program\n"
+        "from utils.measuring.runs import peak\n"  # resource's number would be this process's, where that is larger
         "assert program.main(sys.argv[1:]) == 0\n"
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)"
+        "print(peak(), file=sys.stderr)"
     )
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", program, *flags], capture_output=True, text=True, cwd=ROOT
     )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["files"][0]["won_percent"] > 0
-    assert int(done.stderr.split()[-1]) * 1024 <= 2200 << 20
+    assert int(done.stderr.split()[-1]) <= 2200 << 20
 
 
 def test_a_model_for_ms_ssim():

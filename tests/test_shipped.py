@@ -39,7 +39,7 @@ def photo(name: str, height: int = SIDE[0], width: int = SIDE[1]) -> torch.Tenso
 
 def test_it_is_small(codec):
     assert DEFAULT_CHECKPOINT.stat().st_size <= 20e6
-    assert sum(p.numel() for p in codec.model.parameters()) <= 12e6
+    assert sum(p.numel() for p in codec.model.parameters()) <= 20e6
     model = codec.model
     assert model.variable_rate and model.config["dictionary_entries"] and model.config["msfa"]
 

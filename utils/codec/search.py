@@ -164,7 +164,7 @@ class Problem:
 
 
 def slope(problem: Problem, y: Tensor) -> TradeOff:
-    """lambda estimated by gradients at y (1, M, h, w); for the shipped model 0.4 to 2 times the true one.
+    """lambda estimated by gradients at y (1, M, h, w); for dcae-small 0.4 to 2 times the true one.
 
     The model was trained until scaling a channel of y did not pay: lambda dD + dR = 0 along each channel's own y. Of
     one image these sums are noisy, so that their magnitudes over all channels are compared.

@@ -29,7 +29,7 @@ KINDS = ("bpp", "size", "psnr")
 TOLERANCE = {"bpp": 0.005, "size": 0.01, "psnr": 0.0005}  # relative; a size is approached from below only
 MOST_TRIALS = 16
 FINEST = 0.01  # quality is stored in hundredths
-MOST_SEARCHES = 4  # trials with effort
+MOST_SEARCHES, MOST_SCALED = 4, 4  # trials with effort, and after them of the last latent with other gains
 PSNR_MAX = 100.0  # dB: that of an image without an error is infinite
 GROWTH = {"bpp": 0.017, "size": 0.017, "psnr": 0.002}  # of the logarithm, a step of quality: a first guess
 
@@ -115,10 +115,13 @@ def search_latents(work: Search, target: Target, quality: float) -> Trial:
 
     plain, wanted, latent = trial(work.latent(quality), quality), quality, None
     tried: list[tuple[float, Trial]] = []
-    for number in range(MOST_SEARCHES):
-        gains, steps = work.gains_for(wanted), -(-work.steps // (3 if number else 1))
-        # the latent of another quality is nearly this one's, so that fewer steps follow
-        y = work.refined(work.latent(gains, latent), gains, work.trade_off(wanted), steps)
+    for number in range(MOST_SEARCHES + MOST_SCALED):
+        gains, searching = work.gains_for(wanted), number < MOST_SEARCHES
+        if not searching and gains == tried[-1][1].quality:
+            break
+        y = work.latent(gains, latent)
+        if searching:  # the latent of another quality is nearly this one's, so that fewer steps follow the first ones
+            y = work.refined(y, gains, work.trade_off(wanted), -(-work.steps // (3 if number else 1)))
         tried.append((wanted, trial(y, gains)))
         latent, following = y / work.gains(gains), next_quality(tried, target, work.highest)
         if abs(following - wanted) < FINEST or (number and meets(tried[-1][1], target)):
