@@ -2,18 +2,22 @@
 
     python scripts/export_checkpoint.py --checkpoint runs/dcae-mse-0.013/best.pt --output model.pt --precision fp16
     python scripts/export_checkpoint.py --checkpoint runs/dcae-mse-0.013/best.pt --output model.safetensors
+    python scripts/export_checkpoint.py --checkpoint early.pt late.pt --shares 0.3 0.7 --output model.pt    # their mean
 
-Averaged weights are taken where the run kept them. The tables are those of the weights as they are written. With
---precision int8 the weights of layers are integers with scales (models/checkpoints/integers.py): of 10 bits in analysis
-and synthesis, of 8 elsewhere; all else is fp16. A name that ends in .safetensors gets that format: the tensors, and as
-metadata the model's name and its constructor's arguments.
+Averaged weights are taken where the run kept them; of several checkpoints, states of one run, the mean. The tables are
+those of the weights as they are written. With --precision int8 the weights of layers are integers with scales
+(models/checkpoints/integers.py): of 10 bits in analysis and synthesis, of 8 elsewhere; all else is fp16. A name that
+ends in .safetensors gets that format: the tensors, and as metadata the model's name and its constructor's arguments.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import project_root  # noqa: F401
 import torch
@@ -32,22 +36,24 @@ SMALLEST = 1024  # parameters of a weight that is worth integers
 
 def main(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--checkpoint", type=Path, required=True, help="written by train.py")
+    parser.add_argument("--checkpoint", type=Path, nargs="+", required=True, metavar="FILE", help="written by train.py")
+    parser.add_argument("--shares", type=float, nargs="+", metavar="S", help="of each in their mean (default: equal)")
     parser.add_argument("--output", type=Path, required=True, help="FILE.pt or FILE.safetensors")
     parser.add_argument("--precision", choices=PRECISIONS, default="fp16")
     parser.add_argument("--debug", action="store_true", help="show where an error happened")
     args = parser.parse_args(argv)
     require_writable(args.output, "--output")
-    if args.output.exists() and args.output.samefile(args.checkpoint):
+    shares = args.shares or [1 / len(args.checkpoint)] * len(args.checkpoint)
+    if len(shares) != len(args.checkpoint) or not math.isclose(sum(shares), 1):
+        raise UserError(f"--shares {shlex.join(map(str, shares))}: give one for each --checkpoint, 1 in sum")
+    if args.output.exists() and any(map(args.output.samefile, filter(Path.exists, args.checkpoint))):
         raise UserError(
-            f"--output {args.output}: is --checkpoint itself, and its training state would go; name another"
+            f"--output {args.output}: is a --checkpoint itself, and its training state would go; name another"
         )
     from utils.codec.codec import fingerprint  # here, as CompressAI takes seconds to load
 
-    model, precision = load_model(args.checkpoint), PRECISIONS[args.precision]
-    record = recorded_model(read_checkpoint(args.checkpoint))
-    if not record:
-        raise UserError(f"--checkpoint {args.checkpoint}: not written by train.py, so there is nothing to strip")
+    model, record = mean_model(args.checkpoint, shares)
+    precision = PRECISIONS[args.precision]
     integers = integer_weights(model) if args.precision == "int8" else {}
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -63,6 +69,26 @@ def main(argv: Sequence[str]) -> None:
     else:
         save_checkpoint(args.output, content, deflated=True)
     print(f"{args.output}: {args.output.stat().st_size / 1e6:.1f} MB, model {fingerprint(model).hex()}")
+
+
+def mean_model(paths: Sequence[Path], shares: Sequence[float]) -> tuple[torch.nn.Module, dict[str, Any]]:
+    """A model with the mean of the weights of checkpoints, and what they record of it.
+
+    Raises UserError, naming the file, where one is not of train.py or of another model than the first.
+    """
+    records = [recorded_model(read_checkpoint(path)) for path in paths]
+    for path, record in zip(paths, records):
+        if not record:
+            raise UserError(f"--checkpoint {path}: not written by train.py, so there is nothing to strip")
+        if record != records[0]:
+            raise UserError(f"--checkpoint {path}: another model than {paths[0]}, so they have no mean")
+    model = load_model(paths[0])
+    if len(paths) > 1:
+        weights = [dict(load_model(path).named_parameters()) for path in paths]
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                parameter.copy_(sum(share * each[name] for share, each in zip(shares, weights)))
+    return model, records[0]
 
 
 def integer_weights(model: torch.nn.Module) -> dict[str, Integers]:

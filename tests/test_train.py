@@ -264,6 +264,24 @@ def test_export_as_integers(trained, tmp_path):
     assert fingerprint(small) != fingerprint(original)
 
 
+def test_export_of_a_mean(trained, tmp_path):
+    late = checkpoint(trained)
+    early = {**late, "state_dict": {name: t + t.is_floating_point() for name, t in late["state_dict"].items()}}
+    save_checkpoint(tmp_path / "early.pt", early)
+    paths = [str(tmp_path / "early.pt"), str(trained / "latest.pt")]
+    output = ["--output", str(tmp_path / "mean.pt"), "--precision", "fp32"]
+    export(["--checkpoint", *paths, "--shares", "0.25", "0.75", *output])
+    mean, last = load_model(tmp_path / "mean.pt"), load_model(trained / "latest.pt")
+    for (name, weight), parameter in zip(mean.named_parameters(), last.parameters()):
+        assert torch.allclose(weight, parameter + 0.25, atol=1e-5), name
+    for shares in (["1.0"], ["0.25", "0.25"]):
+        with pytest.raises(UserError, match="--shares .*one for each --checkpoint, 1 in sum"):
+            export(["--checkpoint", *paths, "--shares", *shares, *output])
+    save_checkpoint(tmp_path / "early.pt", early | {"model": {**early["model"], "name": "dcae-ablation"}})
+    with pytest.raises(UserError, match="early.pt.*no mean|latest.pt: another model than .*early.pt"):
+        export(["--checkpoint", *paths, *output])
+
+
 # ---- the papers' commands ------------------------------------------------------------------------------------------
 
 DCAE = """CUDA_VISIBLE_DEVICES='0' python -u ./train.py -d [path of training dataset] \
