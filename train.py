@@ -306,8 +306,10 @@ def farewell(
     if stop is None:
         files = [str(folder / name) for name in (BEST, LATEST) if (folder / name).exists()] if folder else []
         scored = folder is None or state.validated < 0 or (folder / BEST).exists()
-        lacking = f"no loss below {state.best:.4f} since it went" if state.best else "no validation image gave a number"
-        files += [] if scored else [f"no {BEST}: {lacking}"]
+        why = "no validation image gave a number"
+        if state.best is not None:
+            why = f"it was taken away, and no validation loss since is below its {state.best:.4f}"
+        files += [] if scored else [f"no {BEST}: {why}"]
         return f"finished at step {state.step}; " + (" and ".join(files) or "nothing was saved (--no-save)")
     if folder is None:
         return f"stopped at step {state.step}; nothing was saved (--no-save)"

@@ -26,9 +26,9 @@ from utils.files import atomic_write, require_writable
 from utils.tables import format_markdown, format_number
 
 MEASURED = ("jpeg-420", "jpeg-444", "webp", "jpeg2000", "jpeg2000-db", "jpegxl", "avif", "avif-best")
-SEARCHED = ("kodak/dcae-small", *(f"effort/kodak-effort-{effort}" for effort in (0, 3, 9)))  # that model's as well
+SMALL = ("kodak/dcae-small", *(f"effort/kodak-effort-{effort}" for effort in (0, 3, 9)))  # the default before, searched
 PUBLISHED = ("kodak/bpg-444", "kodak/vtm", "kodak/dcae")
-AGAINST = (*SEARCHED, *(f"kodak/measured/{name}" for name in MEASURED), *PUBLISHED)
+AGAINST = (*SMALL, *(f"kodak/measured/{name}" for name in MEASURED), *PUBLISHED)
 TIMES = ("encoding_time", "decoding_time")
 
 
@@ -96,7 +96,7 @@ def significant(seconds: float | None) -> str:
 
 def main(argv: Sequence[str]) -> None:
     args = parse_arguments(argv)
-    name = load_curve(args.curve).name
+    name, others = load_curve(args.curve).name, [other for other in args.against if other != args.curve]
     header = [
         "codec",
         "BD-rate %, PSNR",
@@ -107,11 +107,11 @@ def main(argv: Sequence[str]) -> None:
         "encode s",
         "decode s",
     ]
-    table = format_markdown(header, [row(args.curve, other, args.at) for other in (args.curve, *args.against)])
+    table = format_markdown(header, [row(args.curve, other, args.at) for other in (args.curve, *others)])
     text = f"{name} against other codecs; negative: {name} needs fewer bits\n\n{table}\n"
     print(text, end="")
     if args.output:
-        curves = [load_curve(other) for other in (args.curve, *args.against)]
+        curves = [load_curve(other) for other in (args.curve, *others)]
         sources = "\n".join(f"- {curve.name}: {curve.source}" for curve in curves)
         with atomic_write(args.output) as file:
             file.write(f"{text}\nSources:\n\n{sources}\n".encode())

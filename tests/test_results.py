@@ -143,6 +143,11 @@ def test_rd_table_is_markdown_with_sources(tmp_path, capsys):
     assert capsys.readouterr().out.splitlines() == lines[: lines.index("Sources:") - 1]
 
 
+def test_rd_table_has_no_model_against_itself(capsys):
+    rd_table.main(["kodak/vtm", "--against", "kodak/vtm", "kodak/bpg-444"])
+    assert [line.split(" | ")[0] for line in capsys.readouterr().out.splitlines()[4:]] == ["| VTM", "| BPG 4:4:4"]
+
+
 def test_rd_table_has_both_metrics_and_seconds(capsys):
     rd_table.main(["kodak/measured/avif", "--against", "kodak/vtm", "kodak/measured/jpeg-420"])
     vtm, jpeg = (line.split("|")[2:-1] for line in capsys.readouterr().out.splitlines()[-2:])

@@ -554,7 +554,9 @@ def test_a_best_checkpoint_that_was_taken_away_is_said(photos, tmp_path, capsys)
     save_checkpoint(tmp_path / "latest.pt", content)
     (tmp_path / "best.pt").unlink()
     main(flags(photos, tmp_path, "--max-steps", "2", "--resume"))
-    assert capsys.readouterr().err.endswith("latest.pt and no best.pt: no loss below 0.0010 since it went\n")
+    assert capsys.readouterr().err.endswith(
+        "latest.pt and no best.pt: it was taken away, and no validation loss since is below its 0.0010\n"
+    )
 
 
 def test_images_that_are_too_small_for_ms_ssim_are_named(tmp_path, capsys):

@@ -25,6 +25,7 @@ from models import coders
 from utils.codec.codec import Codec
 from utils.entropy_coding import rans
 from utils.evaluation.evaluation import synchronise
+from utils.measuring.runs import peak
 
 CODING = "entropy coding"
 REST = "rest"  # padding, clamping, the symbols of z, the file's format
@@ -151,7 +152,8 @@ def peak_memory(device: torch.device) -> float:
     """MiB that this process has had at most: of the GPU's memory, or of the main memory."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
+    if sys.platform == "linux":  # where resource tells the peak of the process that started this one, if that is larger
+        return peak() / 2**20
     import resource  # here, because not every system has it
 
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 2 ** (20 if sys.platform == "darwin" else 10)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2 ** (20 if sys.platform == "darwin" else 10)
