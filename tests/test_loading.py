@@ -347,7 +347,7 @@ def test_export_as_safetensors_and_back(tmp_path):
     (tmp_path / "small.safetensors").rename(tmp_path / "renamed.pt")
     assert fingerprint(load_model(tmp_path / "renamed.pt")) == fingerprint(model)
     before = (tmp_path / "best.pt").read_bytes()
-    with pytest.raises(UserError, match="--output .*best.pt: is --checkpoint itself"):
+    with pytest.raises(UserError, match="--output .*best.pt: is a --checkpoint itself"):
         export([*command, str(tmp_path / "best.pt")])
     assert (tmp_path / "best.pt").read_bytes() == before
 
