@@ -2,8 +2,8 @@
 
     python scripts/demo.py [flags of compress_and_decompress.py, such as --quality 30]
 
-demo/bins/ holds the files, demo/images/ what comes back, and demo/comparison.png crops of the original, of this codec,
-of JPEG and of AVIF in equal bytes.
+demo/bins/ holds the files, demo/images/ what comes back, and demo/*.png crops of the original, of this codec, of JPEG
+and of AVIF in equal bytes.
 """
 
 from __future__ import annotations

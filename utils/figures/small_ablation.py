@@ -24,7 +24,7 @@ SHAPE = (
     " 'head_dims=[8,16,32]' slices=3 'hidden=[64,48]' dictionary_heads=4 dictionary_head_dim=32 hyper_head_dim=16"
 )
 RECIPE = (
-    "--start pca --optimizer soap -lr 2e-3 --warmup 100 --schedule linear --cooldown 0.4 --max-steps 2400"
+    "--start pca --optimizer soap -lr 2e-3 --warmup 100 --schedule linear --cooldown 0.4 --max-steps 1500"
     " --batch-size 8 --patch-size 128 --recolor 0.2 --downscale 0.3 --ema 0.995 --cache ram --val-every 0"
     " --save-every 300"
 )
