@@ -42,7 +42,7 @@ from utils.training.optimization import Average, Schedule, freeze_all_but_decode
 from utils.training.pca_start import start_as_pca
 from utils.training.run_folder import owned
 from utils.training.run_state import RunState, images_seen
-from utils.training.start import BEST, LATEST, Start, changes, find_start
+from utils.training.start import BEST, LATEST, Start, changes, find_start, require_same_start, same_validation
 from utils.training.step import Recipe, train_step
 from utils.training.stopping import StopRequest, stop_requests
 from utils.training.validation import describe_left_out, format_validation, lambdas_to_validate, validate
@@ -62,6 +62,7 @@ def main(argv: Sequence[str]) -> None:
         torch.manual_seed(args.seed)  # the same on all processes: their weights are equal and they share their noise
         survey = on_first(processes, lambda: survey_images(args))
         start = alike(processes, lambda: find_start(args, folder))
+        alike(processes, lambda: require_same_start(start, folder, processes))
         course = plan_steps(args, survey, processes, start)
         alike(processes, lambda: check_patch(args, start))
         if args.start == "pca" and not start.state:
@@ -155,6 +156,8 @@ def make_state(
     state.batch = images_a_step(args)
     if start.state:
         state.restore(start.state)
+        state.validated = state.validated if args.resume else -1
+        state.best = state.best if args.resume and same_validation(start.state, state) else None
     return state
 
 
@@ -164,12 +167,14 @@ def introduce(
 ) -> None:  # fmt: skip
     """Say what will be done, with every setting in force."""
     log.say(survey.text)
-    if start.state and start.state["data"] != survey.identity:
+    if start.state and start.state["data"]["hash"] != survey.identity["hash"]:
         log.say(f"note: the training images have changed since: {start.state['data']['images']} then")
     log.say(
         start.text
         + (changes(start.state["flags"], settings(args)) + resized(args, start.state, state) if start.state else "")
     )
+    if start.state and state.best != start.state["best"]:
+        log.say(f"note: validation losses cannot be compared with those before; {BEST} is chosen anew")
     parameters = sum(p.numel() for p in state.model.parameters())
     machine = {"device": describe_device(device), "parameters": parameters}
     config = {f"model.{key}": value for key, value in state.model.config.items()}
@@ -215,9 +220,9 @@ def run(
     interval, stopped = Interval(), False
     while True:
         if validation_is_due(args, state):
-            validate_now(args, state, survey, log, stop, device, processes, folder)
+            with interval.paused():
+                validate_now(args, state, survey, log, stop, device, processes, folder)
             stopped = stopped or any_of(processes, stop(), device)
-            interval = Interval()
         if state.step >= args.max_steps or stopped:
             break
         rate = state.schedule(state.progress)

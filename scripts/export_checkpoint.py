@@ -6,8 +6,9 @@
 
 Averaged weights are taken where the run kept them; of several checkpoints, states of one run, the mean. The tables are
 those of the weights as they are written. With --precision int8 the weights of layers are integers with scales
-(models/checkpoints/integers.py): of 10 bits in analysis and synthesis, of 8 elsewhere; all else is fp16. A name that
-ends in .safetensors gets that format: the tensors, and as metadata the model's name and its constructor's arguments.
+(models/checkpoints/integers.py): of 10 bits in analysis and synthesis, of 8 elsewhere; all else is fp16. Lambda and
+metric of a model of one rate are kept, for searches. A name that ends in .safetensors gets that format: the tensors,
+and as metadata the model's name, its constructor's arguments, lambda and metric.
 """
 
 from __future__ import annotations
@@ -30,7 +31,6 @@ from utils.entropy_coding.frequencies import pack_rows
 from utils.files import require_writable
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "int8": torch.float16}
-TRANSFORMS = ("g_a.", "g_s.")
 SMALLEST = 1024  # parameters of a weight that is worth integers
 
 
@@ -50,20 +50,24 @@ def main(argv: Sequence[str]) -> None:
         raise UserError(
             f"--output {args.output}: is a --checkpoint itself, and its training state would go; name another"
         )
-    from utils.codec.codec import fingerprint  # here, as CompressAI takes seconds to load
+    from models.checkpoints.loading import not_finite  # here, as CompressAI takes seconds to load
+    from utils.codec.codec import fingerprint
 
-    model, record = mean_model(args.checkpoint, shares)
+    model, kept = mean_model(args.checkpoint, shares)
     precision = PRECISIONS[args.precision]
     integers = integer_weights(model) if args.precision == "int8" else {}
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(from_integers(integers[name]) if name in integers else parameter.to(precision))
+    broken = not_finite(dict(model.named_parameters()))
+    if broken:
+        raise UserError(f"--precision {args.precision}: gives numbers that are not finite in {broken}; choose fp32")
     model.update(force=True)
     learned = {name for name, _ in model.named_parameters()}
-    kept = {name: tensor for name, tensor in model.state_dict().items() if name not in integers}
-    weights = {n: t.to(precision) if n in learned else t for n, t in kept.items()}
+    tensors = {name: tensor for name, tensor in model.state_dict().items() if name not in integers}
+    weights = {n: t.to(precision) if n in learned else t for n, t in tensors.items()}
     without_padding(weights)
-    content = {"format": 1, "model": record, "state_dict": weights} | ({"integers": integers} if integers else {})
+    content = {"format": 1, **kept, "state_dict": weights} | ({"integers": integers} if integers else {})
     if args.output.suffix == ".safetensors":
         save_safetensors(args.output, content)
     else:
@@ -72,16 +76,14 @@ def main(argv: Sequence[str]) -> None:
 
 
 def mean_model(paths: Sequence[Path], shares: Sequence[float]) -> tuple[torch.nn.Module, dict[str, Any]]:
-    """A model with the mean of the weights of checkpoints, and what they record of it.
+    """A model with the mean of the weights of checkpoints, and what they all record of it, as `record_of` gives it.
 
-    Raises UserError, naming the file, where one is not of train.py or of another model than the first.
+    Raises UserError, naming the file, where one is not of train.py, or not of the first one's model, lambda or metric.
     """
-    records = [recorded_model(read_checkpoint(path)) for path in paths]
+    records = [record_of(path) for path in paths]
     for path, record in zip(paths, records):
-        if not record:
-            raise UserError(f"--checkpoint {path}: not written by train.py, so there is nothing to strip")
         if record != records[0]:
-            raise UserError(f"--checkpoint {path}: another model than {paths[0]}, so they have no mean")
+            raise UserError(f"--checkpoint {path}: of another model or lambda than {paths[0]}, so they have no mean")
     model = load_model(paths[0])
     if len(paths) > 1:
         weights = [dict(load_model(path).named_parameters()) for path in paths]
@@ -91,12 +93,25 @@ def mean_model(paths: Sequence[Path], shares: Sequence[float]) -> tuple[torch.nn
     return model, records[0]
 
 
+def record_of(path: Path) -> dict[str, Any]:
+    """What an export keeps of a checkpoint beside its weights: "model" and, for one rate, "flags" with lambda and type.
+
+    Raises UserError where train.py has not written it."""
+    content = read_checkpoint(path)
+    model, flags = recorded_model(content), content.get("flags") or {}
+    if not model:
+        raise UserError(f"--checkpoint {path}: not written by train.py, so there is nothing to strip")
+    one_rate = {"flags": {name: flags[name] for name in ("type", "lambda")}} if flags.get("lambda") else {}
+    return {"model": model, **one_rate}
+
+
 def integer_weights(model: torch.nn.Module) -> dict[str, Integers]:
     """The weights of large layers as integers, under their names."""
+    transforms = tuple(f"{name}." for name in model.transform_names)
     layers = (torch.nn.Linear, torch.nn.Conv2d, torch.nn.ConvTranspose2d)
     weights = {f"{n}.weight": m.weight.detach() for n, m in model.named_modules() if isinstance(m, layers)}
     return {
-        name: to_integers(weight, 10 if name.startswith(TRANSFORMS) else 8)
+        name: to_integers(weight, 10 if name.startswith(transforms) else 8)
         for name, weight in weights.items()
         if weight.numel() >= SMALLEST
     }

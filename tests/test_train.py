@@ -21,6 +21,7 @@ import torch
 
 import train
 from models import load_model
+from scripts.export_checkpoint import integer_weights
 from scripts.export_checkpoint import main as export
 from tests.toy_training import RECIPE, ROOT, checkpoint, equal, events, flags, write_photos
 from tests.toys import TOYS, toy_image, toy_model
@@ -193,6 +194,42 @@ def test_resuming_names_the_settings_that_changed_and_no_others(photos, tmp_path
     assert "after step 1; epochs was 1 and is 2; max_steps was 1 and is 2" in capsys.readouterr().err
 
 
+def test_resuming_with_another_loss_chooses_the_best_anew_and_flags_are_in_force(photos, tmp_path, capsys):
+    """Validation losses of another lambda cannot be compared; the quantiles' rate is this call's; some flags stay."""
+    main(flags(photos, tmp_path, *TWO_STEPS[:-1], "2"))
+    assert checkpoint(tmp_path, "best.pt")["best"] < 1000
+    more = ("--lambda", "0.9", "--aux-learning-rate", "0.5", "--resume", "--batch-size", "2", "--val-every", "1")
+    main(flags(photos, tmp_path, *more, "--max-steps", "3"))
+    assert "best.pt is chosen anew" in capsys.readouterr().err
+    latest, best = checkpoint(tmp_path), checkpoint(tmp_path, "best.pt")
+    assert latest["aux_optimizer"]["param_groups"][0]["lr"] == 0.5
+    assert best["step"] == 3 and best["best"] == latest["best"] > 1000
+    main(flags(photos, tmp_path / "new", "--checkpoint", f"{tmp_path}/latest.pt", "--continue_train", *TWO_STEPS))
+    assert checkpoint(tmp_path / "new")["best"] is None and "no best.pt" not in capsys.readouterr().err
+    for flag in (("--optimizer", "soap"), ("--train", "decoder")):
+        with pytest.raises(UserError, match=f"{' '.join(flag)}: .*latest.pt was trained with .* --checkpoint"):
+            main(flags(photos, tmp_path, "--resume", *flag))
+
+
+def test_a_validation_takes_nothing_from_the_log_of_the_steps(photos, tmp_path):
+    more = ("--batch-size", "2", "--max-steps", "3", "--log-every", "3")
+    lines = []
+    for every in ("0", "2"):
+        main(flags(photos, tmp_path / every, *more, "--val-every", every))
+        lines += events(tmp_path / every, "train")
+    assert len(lines) == 2 and lines[0]["loss"] == lines[1]["loss"]
+    assert 0.5 < lines[1]["processor_s"] / lines[0]["processor_s"] < 2
+
+
+def test_processes_that_find_other_states_do_not_start(monkeypatch):
+    """As on machines that do not share the folder."""
+    monkeypatch.setattr(start, "gathered", lambda processes, items: [6, *items])
+    found = start.Start("dcae", None, None, "")
+    with pytest.raises(UserError, match="--save_path run: .* start at steps 6, 0; name a folder they share"):
+        start.require_same_start(found, Path("run"), Processes(1, 2))
+    start.require_same_start(start.Start("dcae", None, {"step": 6}, ""), Path("run"), Processes(1, 2))
+
+
 def test_the_command_to_go_on_is_one_that_is_possible(tmp_path):
     stop, state = StopRequest(), SimpleNamespace(step=3)
     given = ["-d", "my photos", "--checkpoint", "a.pt", "--continue_train", "--local-rank=0"]
@@ -242,6 +279,9 @@ def test_export_keeps_the_model(trained, tmp_path):
     model, original = load_model(tmp_path / "small.pt"), load_model(trained / "latest.pt")
     for exported, parameter in zip(model.parameters(), original.parameters()):
         assert torch.equal(exported, parameter.half().float())
+    assert model.trained_for == original.trained_for == ("mse", 0.013)
+    export(["--checkpoint", str(trained / "latest.pt"), "--output", str(tmp_path / "small.safetensors")])
+    assert load_model(tmp_path / "small.safetensors").trained_for == ("mse", 0.013)
     tables = model.entropy_bottleneck.tables().cdf
     model.update(force=True)
     assert np.array_equal(model.entropy_bottleneck.tables().cdf, tables)
@@ -264,6 +304,15 @@ def test_export_as_integers(trained, tmp_path):
     assert fingerprint(small) != fingerprint(original)
 
 
+def test_all_of_analysis_and_synthesis_gets_ten_bits():
+    model = toy_model("dcae-bypass")
+    assert {"g_a", "g_s", "bypass_a", "bypass_s"} == set(model.transform_names)
+    parts = {name: set(integers) for name, integers in integer_weights(model).items()}
+    fine = {name for name in parts if name.partition(".")[0] in model.transform_names}
+    assert {"bypass_a.weight", "g_s.0.weight"} <= fine < parts.keys()
+    assert all(("low" in held) == (name in fine) for name, held in parts.items())
+
+
 def test_export_of_a_mean(trained, tmp_path):
     late = checkpoint(trained)
     early = {**late, "state_dict": {name: t + t.is_floating_point() for name, t in late["state_dict"].items()}}
@@ -277,9 +326,13 @@ def test_export_of_a_mean(trained, tmp_path):
     for shares in (["1.0"], ["0.25", "0.25"]):
         with pytest.raises(UserError, match="--shares .*one for each --checkpoint, 1 in sum"):
             export(["--checkpoint", *paths, "--shares", *shares, *output])
-    save_checkpoint(tmp_path / "early.pt", early | {"model": {**early["model"], "name": "dcae-ablation"}})
-    with pytest.raises(UserError, match="early.pt.*no mean|latest.pt: another model than .*early.pt"):
-        export(["--checkpoint", *paths, *output])
+    with pytest.raises(UserError, match="--precision fp16: gives numbers that are not finite"):
+        export(["--checkpoint", *paths, "--shares", "1e9", "-999999999", *output[:2]])
+    others = early["model"] | {"name": "dcae-ablation"}, early["flags"] | {"lambda": 0.5}
+    for changed in ({"model": others[0]}, {"flags": others[1]}):
+        save_checkpoint(tmp_path / "early.pt", early | changed)
+        with pytest.raises(UserError, match="latest.pt: of another model or lambda than .*early.pt.*no mean"):
+            export(["--checkpoint", *paths, *output])
 
 
 # ---- the papers' commands ------------------------------------------------------------------------------------------
@@ -365,6 +418,7 @@ def test_documented_scalars_are_logged(trained):
         (("--test-batch-size", "8"), "--test-batch-size"),
         (("--model-option", "nonsense=1"), "--model-option nonsense: dcae has nothing of that kind"),
         (("--model-option", "N=8"), "a flag of its own"),
+        (("--model-option", "variable_rate=true"), "use --variable-rate"),
         (("--M", "41"), "do not go together"),
         (("--model", "tcm-small"), "tcm-small has nothing of that kind"),
         (("--checkpoint", "/nowhere.pt"), "/nowhere.pt"),

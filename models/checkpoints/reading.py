@@ -126,14 +126,14 @@ def _is_safetensors(path: Path, head: bytes) -> bool:
 
 
 def _read_safetensors(path: Path) -> dict[str, Any]:
-    """The tensors, and the model's name and arguments where scripts/export_checkpoint.py recorded them."""
+    """The tensors, and what scripts/export_checkpoint.py recorded: model, lambda and metric."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, "pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            recorded = (file.metadata() or {}).get("model")
-            record = {"model": json.loads(recorded)} if recorded else {}
+            recorded = file.metadata() or {}
+            record = {key: json.loads(recorded[key]) for key in ("model", "flags") if key in recorded}
     except (SafetensorError, ValueError) as error:
         raise CheckpointError(f"{path}: damaged or truncated safetensors file; fetch or copy it again") from error
     integers: dict[str, dict[str, torch.Tensor]] = {}

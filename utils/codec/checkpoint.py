@@ -101,7 +101,7 @@ def save_deflated(content: dict[str, Any], file: BinaryIO) -> None:
 
 
 def save_safetensors(path: str | Path, content: dict[str, Any]) -> None:
-    """Write the "state_dict" of `content` as a safetensors file whose metadata is its "model" as JSON.
+    """Write the "state_dict" of `content` as a safetensors file whose metadata is its "model" and "flags" as JSON.
 
     The parts of "integers" are tensors of their own. Raises UserError, naming the file, where it cannot be written.
     """
@@ -109,7 +109,7 @@ def save_safetensors(path: str | Path, content: dict[str, Any]) -> None:
 
     parts = {f"{name}{PART}{part}": t for name, i in content.get("integers", {}).items() for part, t in i.items()}
     tensors = {name: t.detach().cpu().contiguous().clone() for name, t in {**content["state_dict"], **parts}.items()}
-    metadata = {"format": "pt", "model": json.dumps(content["model"])}
+    metadata = {"format": "pt"} | {key: json.dumps(content[key]) for key in ("model", "flags") if key in content}
     try:
         with atomic_write(path) as file:
             file.write(save(tensors, metadata))

@@ -241,7 +241,7 @@ def make_loader(crops: Crops, batches: Iterable[list[int]], workers: int, pin: b
     """Batches of (pixels uint8 (B, P, P, 3), qualities (B,), images passed over (B,))."""
     return DataLoader(
         crops,
-        batch_sampler=list(batches) if not workers else batches,
+        batch_sampler=batches,
         num_workers=workers,
         pin_memory=pin,
         worker_init_fn=leave_signals_to_parent,

@@ -50,11 +50,17 @@ def survey_images(args: argparse.Namespace) -> Survey:
     text += f"; {images.unconverted} of high dynamic range, not converted" if images.unconverted else ""
     several = f"; {images.several_frames} of several frames or pages, of which the first is read"
     text += several if images.several_frames else ""
-    names = "\n".join(path.relative_to(args.dataset).as_posix() for path in images.paths)
-    identity = {"images": len(images.paths), "hash": hashlib.sha256(os.fsencode(names)).hexdigest()}
+    identity = {"images": len(images.paths), "hash": hash_of_list(images.paths, args.dataset)}
+    identity["validation"] = hash_of_list(split.validation, args.dataset)
     small = shown(images.too_small, args.dataset)
     left_out = split.left_out | ({f"smaller than {args.patch_size[0]} pixels": small} if small else {})
     return Survey(images, split.validation, text, identity, left_out)
+
+
+def hash_of_list(paths: Sequence[Path], folder: Path) -> str:
+    """SHA-256 of the names below the folder, a line each, in hexadecimal digits."""
+    names = "\n".join(path.relative_to(folder).as_posix() for path in paths)
+    return hashlib.sha256(os.fsencode(names)).hexdigest()
 
 
 def shown(paths: Sequence[Path], folder: Path) -> list[str]:

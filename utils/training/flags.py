@@ -182,6 +182,8 @@ def requested_options(args: argparse.Namespace, name: str) -> dict[str, Any]:
     """The constructor arguments that the flags ask for. Raises UserError where the model has no such argument."""
     given = {"N": args.N, "M": args.M, "variable_rate": args.variable_rate or None}
     given = {key: value for key, value in given.items() if value is not None}
+    if "variable_rate" in args.model_option:
+        raise UserError("--model-option variable_rate: the loss depends on it; use --variable-rate")
     twice = set(given) & set(args.model_option)
     if twice:
         raise UserError(f"--model-option {', '.join(sorted(twice))}: there is a flag of its own for that, too; use one")

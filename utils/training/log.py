@@ -20,8 +20,8 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,14 @@ class Interval:
         self.sums: dict[str, Any] = {}
         self.steps = self.finite = self.images = 0
         self.waited = 0.0
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Within the block, as while validating, time does not count."""
+        begin, worked = time.perf_counter(), time.process_time()
+        yield
+        self.begin += time.perf_counter() - begin
+        self.worked += time.process_time() - worked
 
     def add(self, values: dict[str, Any], images: int, waited: float, finite: bool) -> None:
         """One step: its scalars and lists of scalars, images of all processes, seconds spent waiting for data."""

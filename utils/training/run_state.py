@@ -11,7 +11,8 @@ A checkpoint's keys, read with utils/codec/checkpoint.py:
     step, seen, best, validated, not_finite    steps done, images seen, best validation loss, step of the last
                      validation, skipped steps {"in_row", "total"}
     rng              states of torch's generators
-    flags, data      the command line's settings; {"images", "hash"} of the list of training images
+    flags, data      the command line's settings; {"images", "hash", "validation"}: how many images are trained on,
+                     and hashes of their list and of that of the images to validate on
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from utils.training.optimization import Average, Schedule
+from utils.training.optimization import Average, Schedule, set_rate
 
 if TYPE_CHECKING:
     from models.base import SliceCompressionModel
@@ -84,6 +85,7 @@ class RunState:
             self.average.model.load_state_dict(content["state_dict"])
         for part in ("optimizer", "aux_optimizer"):
             getattr(self, part).load_state_dict(content[part])
+        set_rate(self.aux_optimizer, self.aux_optimizer.defaults["lr"])  # has no schedule that would set it
         if content["scaler"]:  # empty where the run so far was not in fp16
             self.scaler.load_state_dict(content["scaler"])
         for key in ("step", "best", "validated", "not_finite"):

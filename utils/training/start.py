@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 from models import MODELS, build_model, default_config
 from utils.cli import UserError
 from utils.codec.checkpoint import load_model, newest_checkpoint, other_checkpoints, read_checkpoint
+from utils.training.distributed import Processes, gathered
 from utils.training.flags import requested_options
 
 if TYPE_CHECKING:
     from models.base import SliceCompressionModel
+    from utils.training.run_state import RunState
 
 LATEST, BEST = "latest.pt", "best.pt"
 TRAINING_STATE = ("optimizer", "aux_optimizer", "scaler", "ema", "rng", "step", "flags")
@@ -80,8 +82,27 @@ def go_on(args: argparse.Namespace, path: Path) -> Start:
     check_model(args, path, name, config)
     if bool(content["ema"]) != bool(args.ema):
         raise UserError(f"--ema {args.ema}: {path} was trained with --ema {content['flags']['ema']}; give the same")
+    for flag, default in (("optimizer", "adam"), ("train", "all")):  # older checkpoints do not say it
+        was, value = content["flags"].get(flag, default), getattr(args, flag)
+        if value != was:
+            way_out = f"give the same, or start anew from its weights, elsewhere, with --checkpoint {path} alone"
+            raise UserError(f"--{flag} {value}: {path} was trained with --{flag} {was}; {way_out}")
     text = f"going on with {path} after step {content['step']}"
     return Start(name, build_model(name, **config), content, text)
+
+
+def require_same_start(start: Start, folder: Path | None, processes: Processes) -> None:
+    """Raise UserError where the processes have found different states, as on machines that do not share the folder."""
+    steps = gathered(processes, [start.state["step"] if start.state else 0])
+    if len(set(steps)) > 1:
+        found = ", ".join(map(str, steps))
+        raise UserError(f"--save_path {folder}: the processes would start at steps {found}; name a folder they share")
+
+
+def same_validation(before: dict[str, Any], now: RunState) -> bool:
+    """Whether validation losses of a checkpoint's run and those to come can be compared."""
+    loss = all(before["flags"].get(name) == now.flags[name] for name in ("lambda", "type"))
+    return loss and before["data"].get("validation") in (None, now.data["validation"])
 
 
 def read_state(path: Path) -> dict[str, Any]:
