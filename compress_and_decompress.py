@@ -41,6 +41,7 @@ from utils.codec.folders import (
     Stages,
     format_summary,
     gather,
+    joined_processes,
     kept,
     leave_if_stopped,
     process_share,
@@ -285,7 +286,8 @@ def main(argv: Sequence[str]) -> int:
             partial(decompress, **known),
             partial(write_image, **writing),
         )
-    outcomes = gather(run_jobs(jobs, stages, args.overwrite, args.mode, args.jobs))
+    with joined_processes() as group:
+        outcomes = gather(run_jobs(jobs, stages, args.overwrite, args.mode, args.jobs), group)
     if outcomes is None:
         return 0
     summary = summarise(outcomes, left_out)

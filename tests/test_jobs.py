@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import socket
 import threading
 import time
+from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,7 +15,8 @@ import pytest
 
 from compress_and_decompress import step_bar
 from utils.cli import UserError
-from utils.codec.folders import Job, Outcome, Stages, leave_if_stopped, run_jobs
+from utils.codec import folders
+from utils.codec.folders import Job, Outcome, Stages, gather, joined_processes, leave_if_stopped, run_jobs
 
 
 def make(tmp_path, names: str) -> list[Job]:
@@ -145,3 +150,48 @@ def test_searches_of_several_files_at_once_can_be_left():
     args = SimpleNamespace(effort=1, jobs=2)
     with step_bar(Job("a", Path("a"), Path("b")), args) as progress:
         assert progress is leave_if_stopped
+
+
+# Processes
+
+
+def share_files(rank: int, port: int, second_ends: bool, said) -> None:
+    """One of two processes: the second takes longer than they wait to meet, or ends before it has done its share."""
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    folders.TO_MEET = timedelta(seconds=1.5)
+    try:
+        with joined_processes() as group:
+            if rank and second_ends:
+                os._exit(1)
+            time.sleep(2 * rank)
+            outcomes = gather([Outcome(f"file {1 - rank}", "done")], group)
+        said.put((rank, outcomes and [outcome.file for outcome in outcomes]))
+    except UserError as error:
+        said.put((rank, str(error)))
+
+
+@pytest.mark.parametrize("second_ends", [False, True])
+def test_processes_wait_for_the_slowest_and_not_for_one_that_ended(second_ends):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    fork = multiprocessing.get_context("fork")
+    said = fork.SimpleQueue()
+    workers = [fork.Process(target=share_files, args=(rank, port, second_ends, said)) for rank in range(2)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(60)
+    assert [worker.exitcode for worker in workers] == [0, int(second_ends)]
+    told = dict(said.get() for _ in range(1 if second_ends else 2))
+    if second_ends:
+        assert told[0].startswith("another process of this run has ended")
+    else:
+        assert told == {0: ["file 0", "file 1"], 1: None}
+
+
+def test_processes_that_cannot_meet_say_so(monkeypatch):
+    for name, value in (("RANK", "0"), ("WORLD_SIZE", "2"), ("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", "none")):
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match="--master_port: the processes cannot meet"), joined_processes():
+        pytest.fail("they met")

@@ -6,10 +6,12 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from datetime import timedelta
 from pathlib import Path
 from threading import Event
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
@@ -17,6 +19,12 @@ from utils.cli import UserError, describe_refusal
 from utils.data.listing import LeftOut, closing_line
 from utils.tables import format_number, format_table
 from utils.text import one_line
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+TO_MEET = timedelta(minutes=30)  # how long processes wait for each other before the work
+TO_FINISH = timedelta(days=20)  # and after it, for the one whose files take longest
 
 
 @dataclass(frozen=True)
@@ -179,16 +187,47 @@ def failed(job: Job, reason: str) -> Outcome:
     return Outcome(job.name, "failed", message=message)
 
 
-def gather(outcomes: list[Outcome]) -> list[Outcome] | None:
-    """The outcomes of all processes in order of name, on the first process; None on the others."""
+@contextmanager
+def joined_processes() -> Iterator[ProcessGroup | None]:
+    """Within the block, the processes of `process_share` are connected; None where there is one only.
+
+    They meet before the work, so that one that ends early breaks the connection instead of leaving others waiting.
+    Raises UserError where they cannot meet.
+    """
+    if process_share()[1] == 1:
+        yield None
+        return
+    import torch.distributed as distributed
+
+    try:
+        distributed.init_process_group("gloo", timeout=TO_MEET)
+        group = distributed.new_group(timeout=TO_FINISH, backend="gloo")
+    except (RuntimeError, ValueError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"--master_port: the processes cannot meet ({reason}); try another") from error
+    try:
+        yield group
+    finally:
+        distributed.destroy_process_group()
+
+
+def gather(outcomes: list[Outcome], group: ProcessGroup | None) -> list[Outcome] | None:
+    """The outcomes of all processes in order of name, on the first process; None on the others.
+
+    Raises UserError where another process of the group has ended without its share.
+    """
     rank, processes = process_share()
-    if processes > 1:
+    if group is not None:
         import torch.distributed as distributed
 
-        distributed.init_process_group("gloo")
         parts: list | None = [None] * processes if rank == 0 else None
-        distributed.gather_object(outcomes, parts)
-        distributed.destroy_process_group()
+        try:
+            distributed.gather_object(outcomes, parts, group=group)
+        except RuntimeError as error:
+            raise UserError(
+                "another process of this run has ended; see what it said, and start again, without --overwrite to keep"
+                " what is finished"
+            ) from error
         if rank:
             return None
         outcomes = [outcome for part in parts for outcome in part]
