@@ -31,7 +31,7 @@ from tqdm import tqdm
 from models import build_model, default_config
 from models.layers.gain import DEFAULT_QUALITY
 from utils.cli import UserError, run_program
-from utils.codec.bitstream import BitstreamError, unpack
+from utils.codec.bitstream import BitstreamError, is_compressed, unpack
 from utils.codec.checkpoint import DEFAULT_CHECKPOINT, load_model
 from utils.codec.environment import foreign_environment
 from utils.codec.flags import effort_options, parse_arguments, require_quality
@@ -50,9 +50,9 @@ from utils.codec.folders import (
 )
 from utils.codec.targets import compress_to_target
 from utils.data.formats import SUFFIXES
-from utils.data.images import comment_of, read_image, to_tensor, to_uint8, write_png
+from utils.data.images import read_image, to_tensor, to_uint8, write_png
 from utils.data.listing import LeftOut, Listing, describe_left_out, list_files, list_images
-from utils.data.reconstructions import output_names
+from utils.data.reconstructions import DECODED, is_reconstruction, output_names
 from utils.devices import choose_device
 from utils.files import atomic_write, from_pipe, require_writable
 from utils.inference.memory import engine_options, keep_memory
@@ -62,7 +62,6 @@ if TYPE_CHECKING:
     from models.base import SliceCompressionModel
     from utils.codec.codec import Codec
 
-DECODED = "decoded from a .bin file"  # what is written into every PNG, to tell it from an original
 Coded = tuple[Any, Outcome]  # what is written to a file, and what is said about it
 
 
@@ -142,15 +141,21 @@ def one_file(args: argparse.Namespace, suffix: str) -> Path | None:
 
 
 def refuse_overwriting(jobs: Sequence[Job], mode: str) -> None:
-    """Raise UserError where --overwrite would replace what is to be read, or an image that no .bin file gave."""
+    """Raise UserError where --overwrite would replace what is to be read, or what no program of ours wrote."""
     sources = {job.source.resolve() for job in jobs}
     for job in jobs:
-        foreign = mode == "decompress" and job.target.exists() and comment_of(job.target) != DECODED
-        if foreign or job.target.resolve() in sources:
+        if is_foreign(job.target, mode) or job.target.resolve() in sources:
             raise UserError(
                 f"--overwrite: {job.target} may be an original, it was not written by --mode {mode};"
                 " choose another --save_path, or move it away"
             )
+
+
+def is_foreign(target: Path, mode: str) -> bool:
+    """Whether there is a PNG that no .bin file gave, or a .bin file of another kind; of empty files nothing is lost."""
+    if mode == "decompress":
+        return target.exists() and not is_reconstruction(target)
+    return target.is_file() and target.stat().st_size > 0 and not is_compressed(target.read_bytes())
 
 
 def compress(job: Job, content: tuple, codec: Codec, args: argparse.Namespace, said: set) -> Coded:

@@ -131,8 +131,18 @@ def test_existing_outputs_are_kept_unless_told_otherwise(photos, tmp_path, check
     assert run("compress", photos / "a.png", tmp_path / "bins", checkpoint) == 0
     assert "1 kept" in capsys.readouterr().out
     assert (tmp_path / "bins" / "a.bin").read_bytes() == b"mine"
-    run("compress", photos / "a.png", tmp_path / "bins", checkpoint, "--overwrite")
-    assert (tmp_path / "bins" / "a.bin").read_bytes() != b"mine"
+    with pytest.raises(UserError, match="--overwrite: .*a.bin may be an original, it was not written by --mode comp"):
+        run("compress", photos / "a.png", tmp_path / "bins", checkpoint, "--overwrite")
+    assert (tmp_path / "bins" / "a.bin").read_bytes() == b"mine"
+
+
+def test_files_of_either_layout_and_empty_ones_are_replaced(photos, tmp_path, checkpoint):
+    target = tmp_path / "a.bin"
+    run("compress", photos / "a.png", target, checkpoint, "--format", "official")
+    for before in (target.read_bytes(), b"\xd1IC damaged", b""):
+        target.write_bytes(before)
+        run("compress", photos / "a.png", target, checkpoint, "--overwrite")
+        assert target.read_bytes() != before
 
 
 @pytest.mark.parametrize("flags", [(), ("--arithmetic", "fp32"), ("--format", "official")])
@@ -197,18 +207,18 @@ def test_originals_are_never_overwritten(photos, tmp_path, checkpoint):
 
 @pytest.mark.parametrize("flags", [(), ("--verify",), ("--jobs", "2")])
 def test_a_file_that_another_program_has_written_meanwhile_is_kept(photos, tmp_path, checkpoint, monkeypatch, flags):
-    compress = Codec.compress
+    compress, theirs = Codec.compress, b"\xd1IC and more"
 
     def meanwhile(*given):
-        (tmp_path / "bins" / "a.bin").write_bytes(b"theirs")
+        (tmp_path / "bins" / "a.bin").write_bytes(theirs)
         return compress(*given)
 
     monkeypatch.setattr(Codec, "compress", meanwhile)
     (tmp_path / "bins").mkdir()
     assert run("compress", photos / "a.png", tmp_path / "bins", checkpoint, *flags) == 0
-    assert (tmp_path / "bins" / "a.bin").read_bytes() == b"theirs" and len(list((tmp_path / "bins").iterdir())) == 1
+    assert (tmp_path / "bins" / "a.bin").read_bytes() == theirs and len(list((tmp_path / "bins").iterdir())) == 1
     assert run("compress", photos / "a.png", tmp_path / "bins", checkpoint, "--overwrite", *flags) == 0
-    assert (tmp_path / "bins" / "a.bin").read_bytes() != b"theirs"
+    assert (tmp_path / "bins" / "a.bin").read_bytes() != theirs
 
 
 def test_a_pipe_is_read_to_its_end_both_ways(photos, tmp_path, checkpoint):

@@ -15,8 +15,8 @@ import eval as program
 from tests.toys import TOYS, toy_image, toy_model
 from utils.cli import UserError
 from utils.codec.checkpoint import save_checkpoint
-from utils.data.images import read_image, to_uint8
-from utils.data.reconstructions import output_names
+from utils.data.images import read_image, to_uint8, write_png
+from utils.data.reconstructions import DECODED, output_names
 from utils.evaluation.curve import plan_points
 
 ROOT = Path(__file__).parents[1]
@@ -95,6 +95,20 @@ def test_real_files_and_reconstructions(checkpoints, data, tmp_path, capsys):
         assert image["psnr"] == pytest.approx(10 * np.log10(255**2 / error), abs=1e-4)
     milliseconds = np.mean([image["encode_ms"] for image in point["images"]])
     assert results["results"]["encoding_time"] == [pytest.approx(milliseconds / 1000)]
+
+
+def test_images_of_others_are_not_replaced_by_reconstructions(checkpoints, data, tmp_path):
+    """Its own are, and so are those that a .bin file gave."""
+    out, flags = tmp_path / "out", ["--checkpoint", checkpoints["dcae"], "--data", data / "a.png"]
+    run(*flags, "--save_path", out)
+    own = (out / "a.png").read_bytes()
+    write_png(out / "a.png", read_image(out / "a.png")[0], comment=DECODED)
+    assert run(*flags, "--save_path", out) == 0 and (out / "a.png").read_bytes() == own
+    Image.new("RGB", (3, 3)).save(out / "a.png")
+    mine = (out / "a.png").read_bytes()
+    with pytest.raises(UserError, match="--save_path: .*a.png may be an original, it was not written by eval.py"):
+        run(*flags, "--save_path", out)
+    assert (out / "a.png").read_bytes() == mine
 
 
 def test_real_rate_is_that_of_the_files_that_compress_writes(checkpoints, data, tmp_path):

@@ -133,6 +133,17 @@ def unpack(data: bytes) -> Bitstream:
             raise error from None
 
 
+def is_compressed(data: bytes) -> bool:
+    """Whether bytes are what this program wrote, damaged or not, or a whole file of the published layout.
+
+    The latter has no magic: what can be told of it is that its lengths add up.
+    """
+    try:
+        return data[:3] == MAGIC or unpack_official(data).official
+    except BitstreamError:
+        return False
+
+
 def _unpack_own(data: bytes) -> Bitstream:
     if len(data) < SMALLEST:
         raise BitstreamError("truncated: too short to hold an image")

@@ -9,7 +9,10 @@ from pathlib import Path
 
 from utils.cli import UserError
 from utils.data import listing
+from utils.data.images import comment_of
 from utils.data.listing import LeftOut
+
+DECODED, EVALUATED = "decoded from a .bin file", "reconstructed by eval.py"  # comments that tell PNGs from originals
 
 
 @dataclass(frozen=True)
@@ -39,10 +42,20 @@ def output_names(names: Sequence[Path], suffix: str = ".png") -> list[Path]:
     return mixed if len(set(mixed)) == len(mixed) else full  # photo.jpg, photo.tif and photo.jpg.bmp share again
 
 
+def is_reconstruction(path: Path) -> bool:
+    """Whether a file is a PNG that one of the programs wrote."""
+    return comment_of(path) in (DECODED, EVALUATED)
+
+
 def refuse_overwriting(folders: Iterable[Path], images: Sequence[ImageFile]) -> None:
-    """Raise UserError where a reconstruction in one of `folders` would take the place of an original."""
+    """Raise UserError where a reconstruction in one of `folders` would replace an original or what is none of ours."""
     originals = {image.path.resolve() for image in images}
     for folder in folders:
-        for image in images:
-            if (folder / image.png).resolve() in originals:
-                raise UserError(f"--save_path: {folder / image.png} would overwrite an original; choose another folder")
+        for png in (folder / image.png for image in images):
+            if png.resolve() in originals:
+                raise UserError(f"--save_path: {png} would overwrite an original; choose another folder")
+            if png.exists() and not is_reconstruction(png):
+                raise UserError(
+                    f"--save_path: {png} may be an original, it was not written by eval.py;"
+                    " choose another folder, or move it away"
+                )

@@ -17,7 +17,7 @@ from models.layers.gain import DEFAULT_QUALITY
 from utils.cli import UserError
 from utils.codec.checkpoint import load_model
 from utils.data.images import write_png
-from utils.data.reconstructions import ImageFile
+from utils.data.reconstructions import EVALUATED, ImageFile
 from utils.devices import describe_device
 from utils.evaluation.evaluation import average, evaluate_images
 from utils.text import printable
@@ -171,4 +171,4 @@ def png_writer(point: Point, images: Sequence[ImageFile]) -> Callable[[Path, np.
     if point.folder is None:
         return None
     pngs = {image.path: point.folder / image.png for image in images}
-    return lambda path, pixels: write_png(pngs[path], pixels)
+    return lambda path, pixels: write_png(pngs[path], pixels, comment=EVALUATED)

@@ -24,7 +24,7 @@ import numpy as np
 from models import STRIDE_Y
 from utils.cli import UserError
 from utils.data.images import read_image, write_png
-from utils.data.reconstructions import ImageFile
+from utils.data.reconstructions import EVALUATED, ImageFile
 from utils.evaluation.curve import Point
 from utils.evaluation.evaluation import Record
 from utils.evaluation.report_page import render_page
@@ -95,7 +95,7 @@ class PointWatcher:
 
     def keep(self, path: Path, pixels: np.ndarray) -> None:
         """Write a reconstruction, uint8 (H, W, 3)."""
-        write_png(self.folder / self.places[path] / f"{self.number}.png", pixels)
+        write_png(self.folder / self.places[path] / f"{self.number}.png", pixels, comment=EVALUATED)
 
     def keep_bits(self, path: Path, bits: np.ndarray) -> None:
         """Remember a map, float64 (h, w)."""
