@@ -227,8 +227,11 @@ def refuse_others(folder: Path, chosen: dict[str, str]) -> None:
 
 
 def place(source: Path, target: Path, copy: bool) -> bool:
-    """Make `target` a link to the image, or a copy of it; False where it is there already, from an earlier run."""
-    if target.exists():
+    """Make `target` a link to the image, or a copy of it; False where it is there already, from an earlier run.
+
+    A link that is there is no copy, and is replaced by one.
+    """
+    if target.exists() and not (copy and target.is_symlink()):
         return False
     target.parent.mkdir(parents=True, exist_ok=True)
     try:

@@ -60,6 +60,16 @@ def test_what_became_of_the_files_is_said_at_the_end(originals, tmp_path, capsys
         assert ", 3 smaller than 40 pixels (" in said
 
 
+def test_links_become_copies(originals, tmp_path, capsys):
+    sizes = ("--images", "10", "--validation", "2")
+    for flags, placed in (((), 12), (("--copy",), 12), (("--copy",), 0), ((), 0)):
+        prepare(originals, tmp_path / "set", *sizes, *flags)
+        assert f" {placed} done, {12 - placed} kept" in capsys.readouterr().out.splitlines()[-1]
+        links = [path.is_symlink() for path in (tmp_path / "set").glob("t*/*")]
+        assert len(links) == 12 and set(links) == {not flags and placed > 0}
+    assert all(path.is_file() for path in originals.rglob("*.jpg"))
+
+
 def test_the_choice_does_not_depend_on_folders_or_on_other_images(originals, tmp_path):
     few = prepare(originals, tmp_path / "one", "--images", "5", "--validation", "0")
     flat = tmp_path / "flat"
