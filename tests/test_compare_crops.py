@@ -85,6 +85,12 @@ def test_wrong_sources(source, message, image, tmp_path):
         main([source, "--data", str(image), "--output", str(tmp_path / "crops.png")])
 
 
+@pytest.mark.parametrize("quality", ["500", "0", "nan"])
+def test_a_quality_that_no_model_has(toy_checkpoint, quality):
+    with pytest.raises(UserError, match=f"toy.pt: quality {quality} is outside 1..100; choose another"):
+        parse_source(f"{toy_checkpoint}:{quality}", CPU)
+
+
 def test_reconstructions_of_another_size_or_name(image, tmp_path):
     write_png(tmp_path / "other" / "small.png", to_uint8(toy_image(16, 16)))
     source = parse_source(str(tmp_path / "other"), CPU)

@@ -86,6 +86,8 @@ def test_program(toy_checkpoint, tmp_path, capsys):
     for wrong in (["--entries", "13"], ["--slice", "6"], ["--head", "0"]):
         with pytest.raises(UserError, match=f"{wrong[0]} {wrong[1]}: the model has 1 to"):
             main([*flags, *wrong])
+    with pytest.raises(UserError, match="toy.pt: quality 500 is outside 1..100; choose another"):
+        main([*flags, "--quality", "500"])
 
 
 def test_model_without_a_dictionary(tmp_path):

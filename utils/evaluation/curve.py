@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from tqdm import tqdm
 
-from models.layers.gain import DEFAULT_QUALITY
+from models.layers.gain import DEFAULT_QUALITY, QUALITY_MAX, QUALITY_MIN, is_quality
 from utils.cli import UserError
 from utils.codec.checkpoint import load_model
 from utils.data.images import write_png
@@ -101,7 +101,7 @@ class Report:
 
 
 def load_for(point: Point, device: torch.device) -> tuple[SliceCompressionModel, float | None]:
-    """The point's model and the quality to use. Raises UserError where a quality is asked of a model with one only."""
+    """The point's model and the quality to use. Raises UserError where the model has no such quality."""
     model = load_model(point.checkpoint, device)
     if not model.variable_rate:
         if point.quality is not None:
@@ -110,6 +110,10 @@ def load_for(point: Point, device: torch.device) -> tuple[SliceCompressionModel,
     if point.quality is None:
         print(f"{point.checkpoint}: evaluated at quality {DEFAULT_QUALITY:g}; --quality chooses", file=sys.stderr)
         return model, DEFAULT_QUALITY
+    if not is_quality(point.quality):
+        raise UserError(
+            f"{point.checkpoint}: quality {point.quality:g} is outside {QUALITY_MIN:g}..{QUALITY_MAX:g}; choose another"
+        )
     return model, point.quality
 
 
