@@ -73,7 +73,7 @@ def read_runs(references: Sequence[str]) -> dict[str, list[dict[str, float]]]:
             raise UserError(f"{reference}: give NAME=DIR, the folder of a run of train.py")
         runs[name] = points_of(read_json(Path(folder) / "log.jsonl"))
         if not runs[name]:
-            raise UserError(f"{reference}: its log holds no validation; train with --val-every")
+            raise UserError(f"{reference}: its log holds no validation with a loss; train with --val-every")
     return runs
 
 
@@ -87,12 +87,12 @@ def read_json(path: Path) -> Any:
 
 
 def points_of(events: Sequence[dict[str, Any]]) -> list[dict[str, float]]:
-    """The validations, each with the processor seconds of all steps before it."""
+    """The validations, each with the processor seconds of all steps before it; not those whose loss is not finite."""
     seconds, points = 0.0, []
     for event in events:
         if event["event"] == "train":
             seconds += event.get("processor_s", 0.0)
-        elif event["event"] == "validation":
+        elif event["event"] == "validation" and event["loss"] is not None:
             points.append({"step": event["step"], "seconds": round(seconds, 1), "loss": event["loss"]})
     return points
 

@@ -129,11 +129,17 @@ def measure_image(chosen: Sequence[ClassicalCodec], path: Path, done: dict[str, 
 
 
 def read_measured(path: Path, model: str) -> dict[str, Any]:
-    """What an earlier run has measured. Raises UserError where that was of another model, or searched differently."""
+    """What an earlier run has measured. Raises UserError where that was of another model, or searched differently, or
+    cannot be read."""
     search = {"steps": list(STEPS), "pace": list(PACE), "coarser": COARSER}
     if not path.exists():
         return {"model": model, "search": search, "sets": {}}
-    content = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content["model"], str) or not isinstance(content["sets"], dict):
+            raise ValueError("no measurements")
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"--output {path}: damaged, or of another program; choose another, or remove it") from error
     if content["model"] != model:
         raise UserError(f"--output {path}: holds measurements of model {content['model']}, not {model}; choose another")
     if content.get("search") != search:

@@ -37,7 +37,7 @@ def write_log(folder, losses) -> None:
 
 
 def test_losses_over_processor_seconds(tmp_path, capsys):
-    write_log(tmp_path / "a", [2.0, 1.5]), write_log(tmp_path / "b", [1.9])
+    write_log(tmp_path / "a", [2.0, 1.5, None]), write_log(tmp_path / "b", [1.9])
     flags = ["plot", f"Adam={tmp_path}/a", f"SOAP={tmp_path}/b"]
     main([*flags, "--json", "--output", str(tmp_path / "loss.png")])
     text = capsys.readouterr().out
@@ -64,8 +64,10 @@ def test_what_cannot_be_plotted_is_one_line(reference, message):
 
 def test_a_log_without_validation_is_named(tmp_path):
     write_log(tmp_path / "a", [])
-    with pytest.raises(UserError, match="holds no validation"):
-        main(["plot", f"A={tmp_path}/a"])
+    write_log(tmp_path / "b", [None])
+    for name in "ab":
+        with pytest.raises(UserError, match="holds no validation"):
+            main(["plot", f"A={tmp_path}/{name}"])
 
 
 def test_the_counted_state_is_the_state():

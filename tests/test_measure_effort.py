@@ -50,6 +50,10 @@ def test_what_cannot_be_measured_is_refused(data, toy_checkpoint, tmp_path):
     (tmp_path / "measured.json").write_text(f'{{"model": "{fingerprint(same).hex()}", "sets": {{}}}}')
     with pytest.raises(UserError, match="an older search"):
         measure_effort.main([f"--data={data}", f"--output={tmp_path}", f"--checkpoint={toy_checkpoint}"])
+    for damaged in ('{"model": "0', "[]", '{"model": "00000000", "sets": []}', "{}"):
+        (tmp_path / "measured.json").write_text(damaged)
+        with pytest.raises(UserError, match="measured.json: damaged, or of another program; choose another"):
+            measure_effort.main([f"--data={data}", f"--output={tmp_path}", f"--checkpoint={toy_checkpoint}"])
     with pytest.raises(UserError, match="same name"):
         measure_effort.main(
             ["--data", str(data), str(data), f"--output={tmp_path / 'new'}", f"--checkpoint={toy_checkpoint}"]

@@ -67,7 +67,8 @@ def write_results(path: str | Path, results: dict[str, Any]) -> None:
 def read_results(path: str | Path) -> dict[str, Any]:
     """Read a results.json of ours or of CompressAI.
 
-    Raises UserError, naming the file, unless it holds "results" with lists of one length, "bpp" among them.
+    Raises UserError, naming the file, unless it holds "results" with lists of one length, "bpp" among them, and nothing
+    but objects in "points", if there are any.
     """
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -81,4 +82,7 @@ def read_results(path: str | Path) -> dict[str, Any]:
     lengths = {len(column) for column in columns.values() if isinstance(column, list)}
     if len(lengths) != 1:
         raise UserError(f'{path}: the lists in "results" differ in length')
+    points = content.get("points") or []
+    if not isinstance(points, list) or not all(isinstance(point, dict) for point in points):
+        raise UserError(f'{path}: "points" is not a list of objects; evaluate again, or remove it')
     return content

@@ -79,13 +79,20 @@ def mean_seconds(reference: str, column: str) -> float | None:
 
 
 def image_curves(reference: str) -> dict[str, Curve]:
-    """PSNR curves of the single images, by name; none where the file holds only means."""
+    """PSNR curves of the single images, by name; none where the file holds only means.
+
+    Raises UserError, naming the file, where an image lacks its name, its bpp or its psnr.
+    """
     points: dict[str, list[tuple[float, float]]] = {}
     path = resolve(reference)[1]
-    for point in read_results(path).get("points") or []:
-        for image in point.get("images", []):
-            if _usable(*_numbers((image["bpp"], image["psnr"]), "images", path)):
-                points.setdefault(image["name"], []).append((image["bpp"], image["psnr"]))
+    try:
+        found = [image for point in read_results(path).get("points") or [] for image in point.get("images") or []]
+        images = [(str(image["name"]), image["bpp"], image["psnr"]) for image in found]
+    except (TypeError, KeyError) as error:
+        raise UserError(f'{path}: an entry of "images" lacks name, bpp or psnr; evaluate again') from error
+    for name, *pair in images:
+        if _usable(*_numbers(pair, "images", path)):
+            points.setdefault(name, []).append(tuple(pair))
     return {name: _rising(Curve(name, (), ()), sorted(pairs)) for name, pairs in points.items()}
 
 
