@@ -249,6 +249,23 @@ def test_values_of_single_images_that_are_no_numbers_are_passed_over(tmp_path):
     assert image_curves(str(tmp_path / "a.json"))["a"].points == [(1, 30)]
 
 
+@pytest.mark.parametrize(
+    "points, said",
+    [
+        ([1], "not a list of objects"),
+        ({"images": []}, "not a list of objects"),
+        ([{"images": [1]}], "lacks name, bpp or psnr"),
+        ([{"images": 1}], "lacks name, bpp or psnr"),
+        ([{"images": [{"name": "a", "bpp": 1}]}], "lacks name, bpp or psnr"),
+        ([{"images": [{"name": "a", "bpp": 1, "psnr": "x"}]}], "no number"),
+    ],
+)
+def test_points_that_are_damaged_are_one_line(tmp_path, points, said):
+    (tmp_path / "a.json").write_text(json.dumps({"results": {"bpp": [1], "psnr-rgb": [30]}, "points": points}))
+    with pytest.raises(UserError, match=f"a.json: .*{said}"):
+        image_curves(str(tmp_path / "a.json"))
+
+
 # Plots
 
 
@@ -330,8 +347,10 @@ def rate_speed_of(folder, capsys):
     arguments = ["--output", str(folder / "1.png"), "--add", f"Mine={folder / 'avif.json'}", "--latency", "decode"]
     rate_speed.main([*arguments, "--anchor", str(folder / "jpeg-420.json")])
     assert (folder / "1.png").read_bytes().startswith(PNG_START)
-    row = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("Mine"))
+    lines = capsys.readouterr().out.splitlines()
+    row = next(line for line in lines if line.startswith("Mine"))
     assert float(row.split()[1]) == pytest.approx(500 * sum(content["decoding_time"]), abs=0.51)
+    assert " JPEG 4:2:0 " in row and " VTM " in next(line for line in lines if line.startswith("DCAE"))
 
 
 @pytest.mark.parametrize("codec", PILLOW_CODECS, ids=lambda codec: codec.name)
@@ -369,6 +388,13 @@ def test_figure_1_without_points_of_ones_own(tmp_path, capsys):
     rate_speed.main(["--output", str(tmp_path / "1.svg"), "--set", "clic"])
     out = capsys.readouterr().out
     assert "DCAE" in out and "-19.7" in out and "MLIC+ " not in out
+
+
+def test_the_axis_of_figure_1_says_what_rates_are_against():
+    paper = rate_speed.published("decode", "kodak")
+    assert rate_speed.rate_label(paper) == "BD-rate against VTM (%)"
+    added = rate_speed.Contender("Mine", 1.0, 2.0, "here", "JPEG 4:2:0")
+    assert rate_speed.rate_label([*paper, added]).endswith("the paper's against VTM, the added against JPEG 4:2:0")
 
 
 def test_rate_speed_needs_times(tmp_path):
