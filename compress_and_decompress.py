@@ -80,9 +80,12 @@ def get_model(args: argparse.Namespace, device: torch.device) -> SliceCompressio
         model.update()
         print("warning: these weights are random; the images will be useless", file=sys.stderr)
         return model.to(device).eval()
-    model = load_model(args.checkpoint or DEFAULT_CHECKPOINT, device)
+    path = args.checkpoint or DEFAULT_CHECKPOINT
+    model = load_model(path, device)
     if args.model and default_config(args.model) != model.config:
-        raise UserError(f"--checkpoint {args.checkpoint}: is not {args.model}; leave --model out to use it as it is")
+        raise UserError(
+            f"--model {args.model}: {path} is not {args.model}; name another --checkpoint, or leave --model out"
+        )
     return model
 
 

@@ -19,10 +19,12 @@ from PIL import Image
 import compress_and_decompress
 from compress_and_decompress import main, share_threads
 from models import load_model
+from scripts import demo
 from tests.toys import toy_image, toy_model
 from utils.cli import UserError
 from utils.codec import shipped
 from utils.codec.codec import Codec, fingerprint
+from utils.codec.flags import parse_arguments
 from utils.data.images import read_image, to_uint8
 from utils.evaluation.evaluation import evaluate_images
 from utils.files import atomic_write
@@ -371,7 +373,7 @@ def test_the_wrong_checkpoint_is_named(photos, tmp_path, checkpoint, capsys):
         (("--cuda",), "--cuda"),
         (("--device", "tpu"), "--device tpu"),
         (("--quality", "50"), "--quality"),
-        (("--model", "tcm-small"), "is not tcm-small"),
+        (("--model", "tcm-small"), "--model tcm-small: .*toy.pth.tar is not tcm-small; name another --checkpoint"),
         (("--data", "/nowhere"), "/nowhere"),
     ],
 )
@@ -391,12 +393,36 @@ def test_bad_flags_are_named(photos, tmp_path, checkpoint, flags, message):
         (("--jobs", "2", "--compile"), "--jobs 2: --compile"),
         (("--jobs", "2", "--arithmetic", "fp32"), "--jobs 2: --arithmetic fp32"),
         (("--jobs", "2", "--format", "official"), "--jobs 2: --format official"),
+        (("--random-weights", "1"), "--random-weights and --checkpoint each give the weights"),
+        (("--mode", "decompress", "--verify"), "--verify is for compressing"),
+        (("--mode", "decompress", "--target-bpp", "1"), "--target-bpp is for compressing"),
+        (("--mode", "decompress", "--padding", "zero"), "--padding is for compressing"),
+        (("--mode", "decompress", "--quality", "0"), "--quality is for compressing"),
+        (("--mode", "decompress", "--format", "bin"), "--format is for compressing"),
     ],
 )
 def test_flags_that_exclude_each_other(photos, tmp_path, checkpoint, flags, message, capsys):
     with pytest.raises(SystemExit) as left:
         run("compress", photos, tmp_path / "bins", checkpoint, *flags)
     assert left.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_the_default_checkpoint_is_named_where_it_is_another_model(monkeypatch, checkpoint):
+    monkeypatch.setattr(compress_and_decompress, "DEFAULT_CHECKPOINT", checkpoint)
+    args = argparse.Namespace(random_weights=None, checkpoint=None, model="tcm-small")
+    with pytest.raises(UserError, match=f"--model tcm-small: {checkpoint} is not tcm-small"):
+        compress_and_decompress.get_model(args, torch.device("cpu"))
+
+
+def test_flags_of_the_demo_that_are_for_compressing_go_to_the_first_step(monkeypatch):
+    steps = []
+    monkeypatch.setattr(compress_and_decompress, "main", lambda flags: steps.append(parse_arguments(flags)) or 0)
+    monkeypatch.setattr(demo.compare_crops, "main", lambda flags: 0)
+    assert demo.main(["--effort", "3", "--threads", "2", "--quality=30", "--verify", "--json"]) == 0
+    first, second = steps
+    assert (first.mode, first.effort, first.quality, first.verify) == ("compress", 3, 30, True)
+    assert (second.mode, second.effort, second.quality, second.verify) == ("decompress", 0, None, False)
+    assert first.threads == second.threads == 2 and first.json and second.json
 
 
 @pytest.mark.slow

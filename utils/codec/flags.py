@@ -33,21 +33,11 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     add("--jobs", type=int, default=1, metavar="N", help="N files at once share the threads; on CPUs: portable files")
     add("--recursive", action="store_true", help="also the files in folders below; their structure is kept")
     add("--overwrite", action="store_true", help="replace outputs that exist; otherwise they are kept")
-    add("--quality", type=float, metavar="Q", help=f"1..100, for variable-rate models (default: {DEFAULT_QUALITY:g})")
-    for kind, metavar, what in (
-        ("bpp", "R", "bits per pixel of the whole file"),
-        ("size", "BYTES", "bytes of the file, never exceeded"),
-        ("psnr", "DB", "PSNR in dB"),
-    ):
-        add(f"--target-{kind}", type=float, metavar=metavar, help=f"search the quality that gives this: {what}")
-    add_effort_flags(parser)
-    add("--format", choices=("bin", "official"), default="bin", help="official: the published program's layout")
+    add_compressing_flags(parser)
     add(
         "--arithmetic", choices=("fp64", "fp32"), help="fp64: decodes on any machine (default); fp32: faster, here only"
     )
-    add("--padding", choices=PADDINGS, default=DEFAULT_PADDING, help="what fills up the sides")
     add_inference_flags(parser)
-    add("--verify", action="store_true", help="decode each file after writing it, in another order of summation")
     add("--json", action="store_true", help="print the summary as JSON")
     add("--debug", action="store_true", help="show where an error happened")
     args = parser.parse_args(argv)
@@ -55,7 +45,11 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
         parser.error("--format official is read in fp32 by its program; leave out --arithmetic fp64")
     if args.threads is not None and args.threads < 1:
         parser.error("--threads must be at least 1")
+    if args.random_weights is not None and args.checkpoint:
+        parser.error("--random-weights and --checkpoint each give the weights; leave one of them out")
     check_effort(args, parser)
+    check_decompressing(args, parser)
+    args.format, args.padding = args.format or "bin", args.padding or DEFAULT_PADDING
     check_jobs(args, parser)
     args.target = requested_target(args, parser)
     return args
@@ -65,6 +59,22 @@ def require_quality(quality: float) -> None:
     """Raise UserError for a --quality that no model has."""
     if not is_quality(quality):
         raise UserError(f"--quality {quality:g} is outside {QUALITY_MIN:g}..{QUALITY_MAX:g}")
+
+
+def add_compressing_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags that --mode decompress refuses."""
+    add = parser.add_argument
+    add("--quality", type=float, metavar="Q", help=f"1..100, for variable-rate models (default: {DEFAULT_QUALITY:g})")
+    for kind, metavar, what in (
+        ("bpp", "R", "bits per pixel of the whole file"),
+        ("size", "BYTES", "bytes of the file, never exceeded"),
+        ("psnr", "DB", "PSNR in dB"),
+    ):
+        add(f"--target-{kind}", type=float, metavar=metavar, help=f"search the quality that gives this: {what}")
+    add_effort_flags(parser)
+    add("--format", choices=("bin", "official"), help="official: the published program's layout (default: bin)")
+    add("--padding", choices=PADDINGS, help=f"what fills up the sides (default: {DEFAULT_PADDING})")
+    add("--verify", action="store_true", help="decode each file after writing it, in another order of summation")
 
 
 def add_effort_flags(parser: argparse.ArgumentParser) -> None:
@@ -89,6 +99,14 @@ def check_effort(args: argparse.Namespace, parser: argparse.ArgumentParser) -> N
         parser.error(f"--lambda {args.weight:g}: must be a number above 0")
     if args.effort and getattr(args, "mode", "") == "decompress":
         parser.error(f"--effort {args.effort} is for compressing; every file decodes at the same speed")
+
+
+def check_decompressing(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    """Refuse, beside --mode decompress, the flags that a file has the answer to."""
+    names = ("quality", *(f"target_{kind}" for kind in KINDS), "format", "padding", "verify")
+    given = [name for name in names if getattr(args, name) is not None and getattr(args, name) is not False]
+    if args.mode == "decompress" and given:
+        parser.error(f"--{given[0].replace('_', '-')} is for compressing; a file says how it decodes; leave it out")
 
 
 def effort_options(args: argparse.Namespace) -> dict[str, Any]:
