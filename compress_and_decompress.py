@@ -51,7 +51,7 @@ from utils.codec.folders import (
 from utils.codec.targets import compress_to_target
 from utils.data.formats import SUFFIXES
 from utils.data.images import read_image, to_tensor, to_uint8, write_png
-from utils.data.listing import LeftOut, Listing, describe_left_out, list_files, list_images
+from utils.data.listing import LeftOut, Listing, left_out_line, list_files, list_images
 from utils.data.reconstructions import DECODED, is_reconstruction, output_names
 from utils.devices import choose_device
 from utils.files import atomic_write, from_pipe, require_writable
@@ -111,7 +111,7 @@ def list_bin_files(data: Path, recursive: bool) -> Listing:
     found = list_files(data, (".bin",), recursive)
     if not found.paths:
         hint = "" if recursive else "; --recursive looks into subfolders"
-        left = f"; {describe_left_out(found.left_out)}" if found.left_out else ""
+        left = f"; {left_out_line(found.left_out)}" if found.left_out else ""
         raise UserError(f"--data {data}: holds no .bin files{hint}{left}")
     return found
 

@@ -15,7 +15,7 @@ from tests.toy_training import ENVIRONMENT, ROOT
 from utils.cli import UserError
 from utils.data import listing
 from utils.data.images import read_image
-from utils.data.listing import closing_line, describe_left_out, find_images, list_files, list_images
+from utils.data.listing import closing_line, find_images, left_out_line, list_files, list_images
 
 
 def touch(folder: Path, *names: str) -> Path:
@@ -114,7 +114,7 @@ def test_bin_files_are_listed_alike(tmp_path):
 def test_what_is_left_out_in_a_line(capsys, tmp_path):
     left_out = {"hidden": ["a", "b", "c", "d"], "of a format that is not read": ["e.psd"]}
     told = "5 left out: 4 hidden (a, b, c, ...), 1 of a format that is not read (e.psd)"
-    assert describe_left_out(left_out) == told and describe_left_out({}) == "none left out"
+    assert left_out_line(left_out) == told and left_out_line({}) == "none left out"
     assert closing_line(3, 2, 1, left_out) == f"3 done, 2 kept, 1 failed, {told}"
     assert find_images(touch(tmp_path, "a.png", "b.psd")) == [tmp_path / "a.png"]
     assert capsys.readouterr().err == f"note: {tmp_path}: 1 left out: 1 of a format that is not read (b.psd)\n"
@@ -131,9 +131,9 @@ READ = """
 import sys
 from utils.cli import UserError
 from utils.data.images import read_image
-from utils.data.listing import describe_left_out, list_images
+from utils.data.listing import left_out_line, list_images
 found = list_images(sys.argv[1])
-print(describe_left_out(found.left_out))
+print(left_out_line(found.left_out))
 for path in found.paths:
     try:
         print(path.name, read_image(path)[0][0, 0].tolist())

@@ -22,6 +22,7 @@ import struct
 import zlib
 from dataclasses import dataclass
 
+from models.layers.gain import QUALITY_MAX, QUALITY_MIN, is_quality
 from utils.data.padding import padded_size
 
 MAGIC = b"\xd1IC"
@@ -108,8 +109,8 @@ def _is_coded(string: bytes) -> bool:
 def quality_steps(quality: float) -> int:
     """Quality 1..100 in hundredths, as files hold it. Raises ValueError outside."""
     steps = round(quality * 100) if math.isfinite(quality) else 0
-    if not 100 <= steps <= 10000:
-        raise ValueError(f"quality {quality:g} is outside 1..100")
+    if not is_quality(steps / 100):
+        raise ValueError(f"quality {quality:g} is outside {QUALITY_MIN:g}..{QUALITY_MAX:g}")
     return steps
 
 
@@ -162,7 +163,7 @@ def _read_fields(reader: _Reader, flags: int) -> Bitstream:
     if not (1 <= height <= MAX_SIDE and 1 <= width <= MAX_SIDE):
         raise BitstreamError("its header claims an impossible size")
     quality = struct.unpack("<H", reader.take(2))[0] / 100 if flags & HAS_QUALITY else None
-    if quality is not None and not 1 <= quality <= 100:
+    if quality is not None and not is_quality(quality):
         raise BitstreamError("its header claims an impossible quality")
     environment = None if flags & PORTABLE else reader.take(2)
     z_length, check = reader.varint(), struct.unpack("<H", reader.take(2))[0]

@@ -42,7 +42,7 @@ def find_images(path: str | Path, recursive: bool = False) -> list[Path]:
     """The paths of `list_images`; what is left out is said on stderr."""
     found = list_images(path, recursive)
     if found.left_out:
-        print(f"note: {path}: {describe_left_out(found.left_out)}", file=sys.stderr)
+        print(f"note: {path}: {left_out_line(found.left_out)}", file=sys.stderr)
     return found.paths
 
 
@@ -54,7 +54,7 @@ def list_images(path: str | Path, recursive: bool = False) -> Listing:
     found = list_files(path, SUFFIXES, recursive, NOT_READ)
     if not found.paths:
         hint = "" if recursive else " (--recursive looks into the folders below it)"
-        left = f"; {describe_left_out(found.left_out)}" if found.left_out else ""
+        left = f"; {left_out_line(found.left_out)}" if found.left_out else ""
         raise UserError(f"{path}: no images in this folder{hint}{left}; known are {' '.join(SUFFIXES)}")
     return found
 
@@ -139,7 +139,7 @@ class _Walk:
             self.folders.append(path)
 
 
-def describe_left_out(left_out: LeftOut) -> str:
+def left_out_line(left_out: LeftOut) -> str:
     """ "5 left out: 3 hidden (._a.png, ._b.png, ...), 2 a link to nothing (c.png, d.png)"."""
     parts = (f"{len(names)} {reason} ({first_of(names)})" for reason, names in sorted(left_out.items()))
     return f"{sum(map(len, left_out.values()))} left out: {', '.join(parts)}" if left_out else "none left out"
@@ -157,4 +157,4 @@ def first_of(names: Sequence[str]) -> str:
 
 def closing_line(done: int, kept: int, failed: int, left_out: LeftOut) -> str:
     """What became of the files of a run."""
-    return f"{done} done, {kept} kept, {failed} failed, {describe_left_out(left_out)}"
+    return f"{done} done, {kept} kept, {failed} failed, {left_out_line(left_out)}"

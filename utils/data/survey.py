@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from utils.data.datasets import HeldImages, ImageFiles, Usable, usable_images
-from utils.data.listing import LeftOut, closing_line, describe_left_out, first_of
+from utils.data.listing import LeftOut, closing_line, first_of, left_out_line
 from utils.data.split import Split, split_folder
 from utils.text import one_line
 
@@ -46,7 +46,7 @@ def survey_images(args: argparse.Namespace) -> Survey:
     skipped = f"skipped {images.unreadable} unreadable and {images.small} smaller than {args.patch_size[0]} pixels"
     text = f"{len(images.paths)} images to train on, {len(split.validation)} to validate on ({split.origin}); {skipped}"
     text += f" (unreadable: {first_of(shown(images.not_opened, args.dataset))})" if images.not_opened else ""
-    text += f"; {describe_left_out(split.left_out)}" if split.left_out else ""
+    text += f"; {left_out_line(split.left_out)}" if split.left_out else ""
     text += f"; {images.unconverted} of high dynamic range, not converted" if images.unconverted else ""
     several = f"; {images.several_frames} of several frames or pages, of which the first is read"
     text += several if images.several_frames else ""

@@ -13,8 +13,8 @@ from functools import cache
 import numpy as np
 
 from utils.entropy_coding.check import SymbolCheck
+from utils.entropy_coding.frequencies import PRECISION
 
-PRECISION = 16  # frequencies of a table add up to 2^16
 LOWER_BOUND = 1 << 31  # the state before the first and after the last symbol
 LOOKUP_BITS = 6, 10  # of a cumulative frequency, for the decoder's lookup: more would not stay in the first cache
 MAX_WORDS = 2  # a symbol takes at most 16 bits, then 9 groups of 4 if escaped: at most two words leave the state
