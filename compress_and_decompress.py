@@ -158,7 +158,10 @@ def is_foreign(target: Path, mode: str) -> bool:
     """Whether there is a PNG that no .bin file gave, or a .bin file of another kind; of empty files nothing is lost."""
     if mode == "decompress":
         return target.exists() and not is_reconstruction(target)
-    return target.is_file() and target.stat().st_size > 0 and not is_compressed(target.read_bytes())
+    if not target.is_file() or not target.stat().st_size:
+        return False
+    with target.open("rb") as file:
+        return not is_compressed(file.read(3)) and not is_compressed(target.read_bytes())
 
 
 def compress(job: Job, content: tuple, codec: Codec, args: argparse.Namespace, said: set) -> Coded:

@@ -156,8 +156,7 @@ def make_state(
     state.batch = images_a_step(args)
     if start.state:
         state.restore(start.state)
-        state.validated = state.validated if args.resume else -1
-        state.best = state.best if args.resume and same_validation(start.state, state) else None
+        state.best = state.best if same_validation(start.state, state) else None
     return state
 
 

@@ -61,7 +61,9 @@ def main(argv: Sequence[str]) -> None:
             parameter.copy_(from_integers(integers[name]) if name in integers else parameter.to(precision))
     broken = not_finite(dict(model.named_parameters()))
     if broken:
-        raise UserError(f"--precision {args.precision}: gives numbers that are not finite in {broken}; choose fp32")
+        raise UserError(
+            f"--precision {args.precision}: gives numbers that are not finite in {broken}; try fp32, or other --shares"
+        )
     model.update(force=True)
     learned = {name for name, _ in model.named_parameters()}
     tensors = {name: tensor for name, tensor in model.state_dict().items() if name not in integers}
@@ -84,13 +86,12 @@ def mean_model(paths: Sequence[Path], shares: Sequence[float]) -> tuple[torch.nn
     for path, record in zip(paths, records):
         if record != records[0]:
             raise UserError(f"--checkpoint {path}: of another model or lambda than {paths[0]}, so they have no mean")
-    model = load_model(paths[0])
-    if len(paths) > 1:
-        weights = [dict(load_model(path).named_parameters()) for path in paths]
-        with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                parameter.copy_(sum(share * each[name] for share, each in zip(shares, weights)))
-    return model, records[0]
+    models = [load_model(path) for path in paths]
+    weights = [dict(model.named_parameters()) for model in models]
+    with torch.no_grad():
+        for name, parameter in weights[0].items():
+            parameter.copy_(sum(share * each[name] for share, each in zip(shares, weights)))
+    return models[0], records[0]
 
 
 def record_of(path: Path) -> dict[str, Any]:

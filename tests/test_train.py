@@ -206,19 +206,31 @@ def test_resuming_with_another_loss_chooses_the_best_anew_and_flags_are_in_force
     assert best["step"] == 3 and best["best"] == latest["best"] > 1000
     main(flags(photos, tmp_path / "new", "--checkpoint", f"{tmp_path}/latest.pt", "--continue_train", *TWO_STEPS))
     assert checkpoint(tmp_path / "new")["best"] is None and "no best.pt" not in capsys.readouterr().err
+    here = ("--checkpoint", f"{tmp_path}/latest.pt", "--continue_train", "--lambda", "0.9", "--batch-size", "2")
+    main(flags(photos, tmp_path, *here, "--max-steps", "3"))
+    assert checkpoint(tmp_path)["best"] == latest["best"] and checkpoint(tmp_path)["validated"] == 3
     for flag in (("--optimizer", "soap"), ("--train", "decoder")):
         with pytest.raises(UserError, match=f"{' '.join(flag)}: .*latest.pt was trained with .* --checkpoint"):
             main(flags(photos, tmp_path, "--resume", *flag))
 
 
-def test_a_validation_takes_nothing_from_the_log_of_the_steps(photos, tmp_path):
+def test_a_validation_takes_nothing_from_the_log_of_the_steps(photos, tmp_path, monkeypatch):
     more = ("--batch-size", "2", "--max-steps", "3", "--log-every", "3")
     lines = []
     for every in ("0", "2"):
         main(flags(photos, tmp_path / every, *more, "--val-every", every))
         lines += events(tmp_path / every, "train")
     assert len(lines) == 2 and lines[0]["loss"] == lines[1]["loss"]
-    assert 0.5 < lines[1]["processor_s"] / lines[0]["processor_s"] < 2
+    now = SimpleNamespace(perf_counter=lambda: seconds, process_time=lambda: 2 * seconds)
+    monkeypatch.setattr(log, "time", now)
+    seconds = 10.0
+    interval = log.Interval()
+    interval.add({"mse": 0.5}, 6, 0.0, True)
+    with interval.paused():
+        seconds = 100.0
+    seconds = 102.0
+    values = interval.summary()
+    assert values["processor_s"] == 4 and values["images_per_s"] == 3
 
 
 def test_processes_that_find_other_states_do_not_start(monkeypatch):

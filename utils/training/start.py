@@ -43,7 +43,10 @@ def find_start(args: argparse.Namespace, folder: Path | None) -> Start:
         start = go_on(args, newest)
         return start if newest.name == LATEST else replace(start, text=f"there is no {LATEST}; {start.text}")
     if args.continue_train:
-        return go_on(args, args.checkpoint)
+        start = go_on(args, args.checkpoint)
+        if folder is None or folder.resolve() != args.checkpoint.parent.resolve():
+            start.state |= {"best": None, "validated": -1}  # best.pt and the log's validations stay where they are
+        return start
     none = f"there is nothing to resume in {folder}; " if args.resume else ""
     start = from_weights(args) if args.checkpoint else grown(args) if args.grow else fresh(args)
     return Start(start.name, start.model, None, none + start.text)
