@@ -44,7 +44,6 @@ from utils.codec.folders import (
     joined_processes,
     kept,
     leave_if_stopped,
-    process_share,
     run_jobs,
     summarise,
 )
@@ -56,6 +55,7 @@ from utils.data.reconstructions import DECODED, is_reconstruction, output_names
 from utils.devices import choose_device
 from utils.files import atomic_write, from_pipe, require_writable
 from utils.inference.memory import engine_options, keep_memory
+from utils.processes import process_share
 from utils.text import printable, to_json
 
 if TYPE_CHECKING:

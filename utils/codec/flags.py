@@ -55,10 +55,10 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     return args
 
 
-def require_quality(quality: float) -> None:
-    """Raise UserError for a --quality that no model has."""
+def require_quality(quality: float, asked: str = "--quality") -> None:
+    """Raise UserError, naming where it was asked for, for a quality that no model has."""
     if not is_quality(quality):
-        raise UserError(f"--quality {quality:g} is outside {QUALITY_MIN:g}..{QUALITY_MAX:g}")
+        raise UserError(f"{asked} {quality:g} is outside {QUALITY_MIN:g}..{QUALITY_MAX:g}; choose another")
 
 
 def add_compressing_flags(parser: argparse.ArgumentParser) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,6 +16,7 @@ from tqdm import tqdm
 
 from utils.cli import UserError, describe_refusal
 from utils.data.listing import LeftOut, closing_line
+from utils.processes import connected, process_share
 from utils.tables import format_number, format_table
 from utils.text import one_line
 
@@ -58,11 +58,6 @@ class Outcome:
     @property
     def bpp(self) -> float | None:
         return 8 * self.bytes / self.pixels if self.bytes and self.pixels else None
-
-
-def process_share() -> tuple[int, int]:
-    """(rank, number of processes) under torchrun; (0, 1) otherwise."""
-    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
 
 @dataclass(frozen=True)
@@ -197,18 +192,8 @@ def joined_processes() -> Iterator[ProcessGroup | None]:
     if process_share()[1] == 1:
         yield None
         return
-    import torch.distributed as distributed
-
-    try:
-        distributed.init_process_group("gloo", timeout=TO_MEET)
-        group = distributed.new_group(timeout=TO_FINISH, backend="gloo")
-    except (RuntimeError, ValueError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"--master_port: the processes cannot meet ({reason}); try another") from error
-    try:
+    with connected("gloo", TO_MEET, TO_FINISH) as group:
         yield group
-    finally:
-        distributed.destroy_process_group()
 
 
 def gather(outcomes: list[Outcome], group: ProcessGroup | None) -> list[Outcome] | None:

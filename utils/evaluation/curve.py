@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from tqdm import tqdm
 
-from models.layers.gain import DEFAULT_QUALITY, QUALITY_MAX, QUALITY_MIN, is_quality
+from models.layers.gain import DEFAULT_QUALITY
 from utils.cli import UserError
 from utils.codec.checkpoint import load_model
+from utils.codec.flags import require_quality
 from utils.data.images import write_png
 from utils.data.reconstructions import EVALUATED, ImageFile
 from utils.devices import describe_device
@@ -110,10 +111,7 @@ def load_for(point: Point, device: torch.device) -> tuple[SliceCompressionModel,
     if point.quality is None:
         print(f"{point.checkpoint}: evaluated at quality {DEFAULT_QUALITY:g}; --quality chooses", file=sys.stderr)
         return model, DEFAULT_QUALITY
-    if not is_quality(point.quality):
-        raise UserError(
-            f"{point.checkpoint}: quality {point.quality:g} is outside {QUALITY_MIN:g}..{QUALITY_MAX:g}; choose another"
-        )
+    require_quality(point.quality, f"{point.checkpoint}: quality")
     return model, point.quality
 
 

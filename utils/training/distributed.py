@@ -18,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from utils.cli import UserError
 from utils.devices import choose_device
+from utils.processes import connected, process_share
 
 Result = TypeVar("Result")
 TIME_TO_SPEAK = 3.0  # seconds
@@ -42,7 +43,7 @@ def joined_processes(cuda: bool) -> Iterator[Processes]:
 
     Raises UserError where they cannot meet or have no GPU, and where one is left behind by another that ended.
     """
-    processes = Processes(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
+    processes = Processes(*process_share())
     try:
         own_device(cuda)
         require_free_port(processes)
@@ -52,20 +53,14 @@ def joined_processes(cuda: bool) -> Iterator[Processes]:
     if processes.count == 1:
         yield processes
         return
-    try:
-        distributed.init_process_group("nccl" if cuda else "gloo", timeout=PATIENCE)
-    except (RuntimeError, ValueError) as error:
-        raise UserError(
-            f"--master_port: the processes cannot meet ({str(error).splitlines()[0]}); try another"
-        ) from error
-    try:
-        yield processes
-    except RuntimeError as error:
-        if not is_of_connection(error):
-            raise
-        raise UserError("another process of this run has ended; see what it said, and go on with --resume") from error
-    finally:
-        distributed.destroy_process_group()
+    with connected("nccl" if cuda else "gloo", PATIENCE):
+        try:
+            yield processes
+        except RuntimeError as error:
+            if not is_of_connection(error):
+                raise
+            way_out = "see what it said, and go on with --resume"
+            raise UserError(f"another process of this run has ended; {way_out}") from error
 
 
 def own_device(cuda: bool) -> torch.device:
@@ -138,7 +133,7 @@ def leave_it_to_the_first() -> None:
 
     They wait, because the launcher ends the others as soon as one has left, and the first may not have spoken.
     """
-    if int(os.environ.get("RANK", 0)):
+    if process_share()[0]:
         time.sleep(TIME_TO_SPEAK)
         raise SystemExit(2)
 
