@@ -97,7 +97,8 @@ def mean_model(paths: Sequence[Path], shares: Sequence[float]) -> tuple[torch.nn
 def record_of(path: Path) -> dict[str, Any]:
     """What an export keeps of a checkpoint beside its weights: "model" and, for one rate, "flags" with lambda and type.
 
-    Raises UserError where train.py has not written it."""
+    Raises UserError where train.py has not written it.
+    """
     content = read_checkpoint(path)
     model, flags = recorded_model(content), content.get("flags") or {}
     if not model:
