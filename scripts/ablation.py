@@ -31,6 +31,7 @@ from utils.figures.bd_rate import compare
 from utils.figures.rd_curves import Curve, load_curve
 from utils.tables import format_number, format_table
 from utils.text import to_json
+from utils.training.step import PRECISIONS
 
 PAPER = Path(__file__).parent.parent / "results" / "paper_ablations.json"
 TABLES: dict[str, dict[str, Any]] = json.loads(PAPER.read_text(encoding="utf-8"))["tables"]
@@ -62,6 +63,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     commands.add_argument(
         "--lambdas", type=float, nargs="+", default=LAMBDAS, metavar="L", help="default: the paper's six"
     )
+    commands.add_argument("--precision", choices=PRECISIONS, default="fp32", help="of training; default: fp32")
     commands.add_argument("--cuda", action="store_true", help="on a GPU")
     collect.add_argument(
         "--anchor", default="kodak/vtm", metavar="CURVE", help="see scripts/bd_rate.py; default: kodak/vtm"
@@ -81,7 +83,8 @@ def training_command(name: str, args: argparse.Namespace) -> str:
     """A line for the shell that trains the configuration at every lambda; started again, it resumes."""
     folder, data = shlex.quote(str(args.runs / name)), shlex.quote(str(args.data))
     values = " ".join(f"{value:g}" for value in args.lambdas)
-    flags = f"--model {name} -d {data} {RECIPE} --lambda $l --save_path {folder}/$l --resume{' --cuda' * args.cuda}"
+    machine = f"--precision {args.precision}{' --cuda' * args.cuda}"
+    flags = f"--model {name} -d {data} {RECIPE} --lambda $l --save_path {folder}/$l --resume {machine}"
     return f"for l in {values}; do python train.py {flags}; done"
 
 

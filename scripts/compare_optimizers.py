@@ -1,6 +1,7 @@
 """Optimizers at equal processor time: validation loss over what their runs have cost, and what SOAP costs beside Adam.
 
     python scripts/compare_optimizers.py commands --data photos
+    python scripts/compare_optimizers.py commands --data photos --steps 10800 7200 --precision bf16
     python scripts/compare_optimizers.py plot SOAP=runs/optimizers/soap Adam=runs/optimizers/adam --output loss.png
     python scripts/compare_optimizers.py count --model dcae
 
@@ -28,13 +29,17 @@ from utils.files import require_writable
 from utils.measuring.complexity import count_parts
 from utils.tables import format_table
 from utils.text import to_json
+from utils.training.flags import positive
 from utils.training.optimizer_cost import soap_cost
+from utils.training.step import PRECISIONS
 
-RUNS = {"adam": "--optimizer adam -lr 5e-4 --max-steps 500", "soap": "--optimizer soap -lr 2e-3 --max-steps 360"}
+RUNS = {"adam": "--optimizer adam -lr 5e-4", "soap": "--optimizer soap -lr 2e-3"}
+STEPS = (500, 360)  # of Adam and SOAP, which take the same time on a processor without bf16
 RECIPE = (
     "--start pca --warmup 50 --schedule linear --cooldown 0.4 --batch-size 8 --patch-size 128 --recolor 0.2"
-    " --downscale 0.3 --ema 0.99 --cache ram --val-every 100 --val-images 6 --log-every 20 --seed 1"
+    " --downscale 0.3 --ema 0.99 --cache ram --val-images 6 --log-every 20 --seed 1"
 )
+VALIDATIONS = 12  # at most about so many a run
 PASS = 3  # forward passes that a pass forward and backward is worth
 BATCH, SIDE = 16, 256  # of crops, for the share of a step
 
@@ -45,6 +50,10 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     commands = verbs.add_parser("commands", help="print what trains with each optimizer")
     commands.add_argument("--data", type=Path, required=True, metavar="DIR", help="what to train on")
     commands.add_argument("--runs", type=Path, default=Path("runs/optimizers"), metavar="DIR")
+    commands.add_argument(
+        "--steps", type=positive, nargs=2, default=STEPS, metavar=("ADAM", "SOAP"), help="default: 500 360"
+    )
+    commands.add_argument("--precision", choices=PRECISIONS, default="fp32", help="default: fp32")
     plot = verbs.add_parser("plot", help="loss over processor seconds")
     plot.add_argument("runs", nargs="+", metavar="NAME=DIR", help="runs of train.py, or one file of --json")
     plot.add_argument("--output", type=Path, metavar="FILE", help="the figure: png, svg or pdf")
@@ -57,9 +66,10 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def print_commands(args: argparse.Namespace) -> None:
-    for name, flags in RUNS.items():
+    for (name, flags), steps in zip(RUNS.items(), args.steps):
+        length = f"--max-steps {steps} --val-every {max(100, steps // VALIDATIONS)} --precision {args.precision}"
         where = f"-d {shlex.quote(str(args.data))} --save_path {shlex.quote(str(args.runs / name))} --resume"
-        print(f"python train.py {SHAPE} dictionary_entries=64 msfa=2 {RECIPE} {flags} {where}")
+        print(f"python train.py {SHAPE} dictionary_entries=64 msfa=2 {RECIPE} {flags} {length} {where}")
 
 
 def read_runs(references: Sequence[str]) -> dict[str, list[dict[str, float]]]:

@@ -17,14 +17,18 @@ from utils.training.optimizer_cost import soap_cost
 
 
 def test_the_runs_differ_in_their_optimizer_alone(capsys):
-    main(["commands", "--data", "my photos"])
+    main(["commands", "--data", "my photos", "--steps", "3000", "2000", "--precision", "bf16"])
     lines = capsys.readouterr().out.splitlines()
     runs = [parse_arguments(shlex.split(line.removeprefix("python train.py "))) for line in lines]
     for args in runs:
         requested_options(args, "dcae")
     both = [settings(args) for args in runs]
     differing = {key for key in both[0] if both[0][key] != both[1][key]}
-    assert differing == {"optimizer", "learning_rate", "max_steps", "save_path"}
+    assert differing == {"optimizer", "learning_rate", "max_steps", "val_every", "save_path"}
+    assert [(args.max_steps, args.val_every, args.precision) for args in runs] == [
+        (3000, 250, "bf16"),
+        (2000, 166, "bf16"),
+    ]
 
 
 def write_log(folder, losses) -> None:

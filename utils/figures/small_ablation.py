@@ -56,7 +56,7 @@ def print_commands(args: argparse.Namespace) -> None:
         for seed in range(configuration.seeds):
             folder = shlex.quote(str(folder_of(args.runs, name, seed)))
             data, images, cuda = shlex.quote(str(args.data)), shlex.quote(str(args.evaluation)), " --cuda" * args.cuda
-            where = f"-d {data} --save_path {folder} --resume{cuda}"
+            where = f"-d {data} --save_path {folder} --resume --precision {args.precision}{cuda}"
             points = f"--data {images} --real --quality {QUALITIES} --name {name}-{seed}"
             print(f"# {name}, seed {seed}")
             print(f"python train.py {SHAPE} {configuration.options} {RECIPE} --seed {seed} {where}")
