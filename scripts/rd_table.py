@@ -26,9 +26,10 @@ from utils.files import atomic_write, require_writable
 from utils.tables import format_markdown, format_number
 
 MEASURED = ("jpeg-420", "jpeg-444", "webp", "jpeg2000", "jpeg2000-db", "jpegxl", "avif", "avif-best")
-SMALL = ("kodak/dcae-small", *(f"effort/kodak-effort-{effort}" for effort in (0, 3, 9)))  # the default before, searched
+SEARCHED = [f"effort/dcae-medium/kodak-effort-{effort}" for effort in (0, 3, 9)]
+BEFORE = ("kodak/dcae-small", "effort/dcae-small/kodak-effort-3")  # the default before
 PUBLISHED = ("kodak/bpg-444", "kodak/vtm", "kodak/dcae")
-AGAINST = (*SMALL, *(f"kodak/measured/{name}" for name in MEASURED), *PUBLISHED)
+AGAINST = (*SEARCHED, *BEFORE, *(f"kodak/measured/{name}" for name in MEASURED), *PUBLISHED)
 TIMES = ("encoding_time", "decoding_time")
 
 

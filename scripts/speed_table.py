@@ -1,7 +1,7 @@
 """What scripts/benchmark.py measured on several machines, as the README's tables in Markdown.
 
     python scripts/speed_table.py
-    python scripts/speed_table.py results/benchmark.json mine.json
+    python scripts/speed_table.py results/benchmark-xeon.json mine.json
     python scripts/speed_table.py --update README.md docs/speed.md
 
 Seconds of encoding and decoding, how far the parts of a model are from what the machine can do, and the machines. With

@@ -67,6 +67,15 @@ def test_what_linux_says_of_bfloat16(text, lacks, monkeypatch):
     assert devices.lacks_bfloat16() == lacks
 
 
+@pytest.mark.parametrize(
+    "flags, name", [("avx2 avx512f avx512_bf16", "EPYC (AVX-512 with bf16)"), ("avx2", "EPYC (AVX2)"), ("sse2", "EPYC")]
+)
+def test_virtual_processors_of_one_name_are_told_apart(flags, name, monkeypatch):
+    monkeypatch.setattr(Path, "read_text", lambda self: f"model name\t: EPYC\nflags\t\t: fpu {flags}\n")
+    monkeypatch.setattr(Path, "exists", lambda self: True)
+    assert devices.processor() == name
+
+
 MEASURE_KEPT_MEMORY = """
 import resource  # which Windows has not
 import torch

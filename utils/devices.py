@@ -11,6 +11,8 @@ import torch
 
 from utils.cli import UserError
 
+_INSTRUCTIONS = {"amx_bf16": "AMX", "avx512_bf16": "AVX-512 with bf16", "avx512f": "AVX-512", "avx2": "AVX2"}
+
 
 def choose_device(name: str | None = None, cuda: bool = False) -> torch.device:
     """The device of `--device name` ("cpu", "cuda", "cuda:1") or of `--cuda`; the CPU if neither is given.
@@ -52,8 +54,11 @@ def _require_gpu(device: torch.device, flag: str) -> None:
 
 
 def processor() -> str:
-    """The CPU's name, if the system says it."""
-    return _cpuinfo("model name") or platform.processor() or platform.machine()
+    """The CPU's name, if the system says it, and on x86 its instructions for products: virtual ones share a name."""
+    name = _cpuinfo("model name") or platform.processor() or platform.machine()
+    features = {*_cpuinfo("flags").split()}
+    found = [label for flag, label in _INSTRUCTIONS.items() if flag in features]
+    return f"{name} ({found[0]})" if found else name
 
 
 def lacks_bfloat16() -> bool:
