@@ -8,7 +8,16 @@ from torch import Tensor, nn
 
 from tests.toys import toy_model
 from utils.training.optimization import TRANSFORM_RATE, make_optimizers, set_rate
-from utils.training.soap import BASIS_EVERY, STATISTICS_EVERY, Soap, as_matrices, from_matrices, largest_step, rotate
+from utils.training.soap import (
+    BASIS_EVERY,
+    STATISTICS_EVERY,
+    Soap,
+    as_matrices,
+    eigenvectors,
+    from_matrices,
+    largest_step,
+    rotate,
+)
 
 RATE, BETA, EPS = 0.01, 0.95, 1e-8
 
@@ -101,6 +110,18 @@ def test_bases_stay_orthonormal_and_find_the_directions():
     for statistics, basis in zip(*(optimizer.state[weight][key][1:] for key in ("statistics", "bases"))):
         assert torch.diagonal(statistics).norm() < 0.95 * statistics.norm()  # channels are correlated, positions not
         assert torch.diagonal(basis.T @ statistics @ basis).norm() > 0.99 * statistics.norm()
+
+
+@pytest.mark.parametrize("seed", [0, 2, 5, 6, 10])
+def test_the_first_basis_of_a_layer_with_dead_and_nearly_dead_channels(seed):
+    """Gradients of 40 channels are zero, of the others 1e-3 to 1e-23: in float32 LAPACK finds no eigenvectors."""
+    generator = torch.Generator().manual_seed(seed)
+    exponent = -3 - 20 * torch.rand(64, generator=generator)
+    exponent[torch.randperm(64, generator=generator)[:40]] = -60
+    for rank in (2, 3, 8, 27):
+        gradient = torch.randn(64, rank, generator=generator) * 10 ** exponent[:, None]
+        basis = eigenvectors(gradient @ gradient.T)
+        assert basis.dtype == torch.float32 and (basis.T @ basis - torch.eye(64)).abs().max() < 1e-5
 
 
 def test_it_is_sooner_at_the_end_of_a_narrow_valley():

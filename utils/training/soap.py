@@ -66,7 +66,7 @@ class Soap(torch.optim.Optimizer):
         step = int(state["step"])
         if step == 0:
             state["statistics"] = [outer(gradient, axis) if due else None for axis, due in axes_of(gradient, group)]
-            state["bases"] = [s if s is None else torch.linalg.eigh(s)[1].flip(1) for s in state["statistics"]]
+            state["bases"] = [None if s is None else eigenvectors(s) for s in state["statistics"]]
         elif (step + index) % STATISTICS_EVERY == 0:
             for axis, statistics in enumerate(state["statistics"]):
                 if statistics is not None:
@@ -121,6 +121,15 @@ def outer(gradient: Tensor, axis: int) -> Tensor:
         return rows.T @ rows
     rows = gradient.transpose(0, axis).flatten(1)
     return rows @ rows.T
+
+
+def eigenvectors(statistics: Tensor) -> Tensor:
+    """The columns of an orthogonal matrix, in falling order of their eigenvalues.
+
+    In float64: in float32 LAPACK gives up on matrices whose entries go from 1e-6 down to the smallest that there are,
+    as those of a layer with nearly dead channels do.
+    """
+    return torch.linalg.eigh(statistics.double())[1].flip(1).to(statistics.dtype)
 
 
 def rotate(matrices: Tensor, bases: list[Tensor | None], back: bool = False) -> Tensor:
