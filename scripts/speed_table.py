@@ -109,7 +109,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("files", nargs="*", type=Path, metavar="FILE", help="default: results/benchmark*.json")
     parser.add_argument("--update", nargs="+", type=Path, default=[], metavar="MD", help="documents with such tables")
     args = parser.parse_args(argv)
-    files = [read(path) for path in args.files or sorted(RESULTS.glob("benchmark*.json"))]
+    files = [read(path) for path in args.files or sorted(RESULTS.glob("benchmark*.json"), key=lambda path: path.stem)]
     made = {"seconds": seconds_table(files), "peaks": peak_table(files), "machines": machines(files)}
     for path in args.update:
         text = updated(path.read_text(encoding="utf-8"), made)
