@@ -72,13 +72,14 @@ def put_symbols(encoders: list[Encoder], values: Tensor, indexes: Tensor, tables
     if np.abs(symbols).max(initial=0) == BOUND:  # checked here: on a GPU it would be one more wait
         raise ValueError("the latent is not finite or too large to code: are these the right weights?")
     for encoder, image, row in zip(encoders, symbols, rows):
-        encoder.put(image.ravel(), row.ravel(), tables)
+        encoder.put(image.ravel(), row.ravel(), tables, row.shape)
 
 
 def get_symbols(decoders: list[Decoder], indexes: Tensor, tables: Tables, device: torch.device | None = None) -> Tensor:
     """Symbols like `indexes` (B, C, h, w), int32 on their device or on `device`, from one decoder an image."""
     (rows,) = to_host(indexes)
-    symbols = np.stack([decoder.get(row.ravel(), tables).reshape(row.shape) for decoder, row in zip(decoders, rows)])
+    maps = [decoder.get(row.ravel(), tables, row.shape).reshape(row.shape) for decoder, row in zip(decoders, rows)]
+    symbols = np.stack(maps)
     return to_device(symbols, device or indexes.device)
 
 

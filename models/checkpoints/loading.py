@@ -20,6 +20,7 @@ from models.checkpoints.reading import CheckpointError, few, read_content
 from models.checkpoints.weights import CODECS, StateDict, find_weights, recorded_model
 from utils.entropy_coding.frequencies import unpack_rows
 
+FITTED = "gaussian_conditional._corrected"  # where tables were fitted
 TABLES = re.compile(r"(entropy_bottleneck|gaussian_conditional)\.(_offset|_quantized_cdf|_cdf_length|scale_table)$")
 LAMBDA_IN_NAME = re.compile(r"(?:^|[_-]|lambda|lmbda)(\d+\.\d+)(?!\d)")
 
@@ -121,7 +122,7 @@ def differences(model: SliceCompressionModel, weights: StateDict) -> str:
     """What is missing, left over or of another shape, in words; empty where all fits. Tables may be absent."""
     own = model.state_dict()
     missing = [n for n in own if n not in weights and not TABLES.search(n)]
-    surplus = [n for n in weights if n not in own]
+    surplus = [n for n in weights if n not in own and n != FITTED]
     shapes = [
         f"{n} is {tuple(weights[n].shape)} instead of {tuple(own[n].shape)}"
         for n in own

@@ -19,10 +19,12 @@ import torch
 from compressai.ops import quantize_ste
 from torch import Tensor
 
+from utils.entropy_coding.context import ContextTables
 from utils.entropy_coding.frequencies import gaussian_pmf, quantize_pmfs
 from utils.entropy_coding.rans import Tables
 
 TABLE_BUFFERS = ("_offset", "_quantized_cdf", "_cdf_length", "scale_table")
+CORRECTED = "_corrected"  # a buffer of the Gaussian model where its tables were fitted
 
 
 class EntropyModel(compressai.entropy_models.EntropyModel):
@@ -35,8 +37,9 @@ class EntropyModel(compressai.entropy_models.EntropyModel):
         if self._tables is None:
             if not self._offset.numel():
                 raise ValueError("the entropy tables are empty: call update() first")
-            arrays = (self._quantized_cdf, self._cdf_length, self._offset)
-            self._tables = Tables(*(array.cpu().numpy() for array in arrays))
+            arrays = [array.cpu().numpy() for array in (self._quantized_cdf, self._cdf_length, self._offset)]
+            corrected = self._buffers.get(CORRECTED)
+            self._tables = Tables(*arrays) if corrected is None else ContextTables(*arrays, corrected.cpu().numpy())
         return self._tables
 
     def use(self, tables: Tables | None) -> None:
@@ -56,8 +59,15 @@ class EntropyModel(compressai.entropy_models.EntropyModel):
             value, own = state_dict.get(prefix + name), getattr(self, name, None)
             if value is not None and own is not None and value.shape != own.shape:
                 setattr(self, name, torch.empty(value.shape, dtype=own.dtype, device=own.device))
-        self.use(None)
+        self._set_corrected(state_dict.get(prefix + CORRECTED))
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def _set_corrected(self, corrected: Tensor | None) -> None:
+        """Keep rows by level and context as a buffer, or none."""
+        self.use(None)
+        self._buffers.pop(CORRECTED, None)
+        if corrected is not None:
+            self.register_buffer(CORRECTED, corrected.to(self._offset.device, torch.uint8, copy=True))
 
 
 class EntropyBottleneck(EntropyModel, compressai.entropy_models.EntropyBottleneck):
@@ -130,5 +140,17 @@ class GaussianConditional(EntropyModel, compressai.entropy_models.GaussianCondit
     @torch.no_grad()
     def update(self) -> None:
         """Fill the frequency tables of `scale_table`; they do not depend on weights, device or threads."""
-        pmfs = [gaussian_pmf(scale) for scale in self.scale_table.cpu().float().numpy()]
+        self.set_rows([gaussian_pmf(scale) for scale in self.scale_table.cpu().float().numpy()])
+
+    @property
+    def fitted(self) -> bool:
+        """Whether the tables are not the Gaussians' own, but fitted to symbols (utils/training/fitted_tables.py)."""
+        return CORRECTED in self._buffers
+
+    def set_rows(self, pmfs: list[np.ndarray], corrected: np.ndarray | None = None) -> None:
+        """Code by these tables: a symmetric array of probabilities, then that of all other symbols, a level.
+
+        corrected (levels, contexts): under which row a level is coded in which context; None: always under its own.
+        """
         self._set_tables(pmfs, np.array([-(len(pmf) // 2 - 1) for pmf in pmfs]))
+        self._set_corrected(None if corrected is None else torch.from_numpy(corrected))

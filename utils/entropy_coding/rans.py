@@ -18,6 +18,8 @@ from utils.entropy_coding.frequencies import PRECISION
 LOWER_BOUND = 1 << 31  # the state before the first and after the last symbol
 LOOKUP_BITS = 6, 10  # of a cumulative frequency, for the decoder's lookup: more would not stay in the first cache
 MAX_WORDS = 2  # a symbol takes at most 16 bits, then 9 groups of 4 if escaped: at most two words leave the state
+_NO_CONTEXT = np.zeros((0, 0), np.uint8), np.zeros(0, np.int32), np.zeros((0, 0, 4), np.int32)
+Shape = tuple[int, int, int]  # channels, height, width
 REASONS = {1: "it needs more data than there is", 2: "it has an impossible escape"}  # what rans_loops.decode says
 
 
@@ -96,6 +98,14 @@ class Tables:
             raise ValueError("an index points outside the entropy tables")
         return rows
 
+    def coded_under(self, symbols: np.ndarray, indexes: np.ndarray, shape: Shape | None) -> np.ndarray:
+        """The row of each symbol (n,): that of its index. Raises what `rows` raises."""
+        return self.rows(indexes)
+
+    def context_state(self, shape: Shape | None, indexes: np.ndarray) -> tuple[np.ndarray, ...]:
+        """What the decoder's loop needs to correct rows by context: nothing here, empty arrays."""
+        return _NO_CONTEXT
+
     def check_symbols(self, symbols: np.ndarray, rows: np.ndarray) -> None:
         """Raise ValueError where the escape of a symbol (n,) would not fit 32 bits."""
         if self._reach_zero:
@@ -130,12 +140,14 @@ class Encoder:
         self._parts: list[tuple[np.ndarray, np.ndarray, Tables]] = []
         self._check = check or SymbolCheck()
 
-    def put(self, symbols: np.ndarray, indexes: np.ndarray, tables: Tables) -> None:
+    def put(self, symbols: np.ndarray, indexes: np.ndarray, tables: Tables, shape: Shape | None = None) -> None:
         """Append symbols (n,) int32 coded under rows `indexes` (n,) of `tables`; both are copied.
 
-        Raises ValueError for an index outside the tables and for a symbol some 2^31 away from its table.
+        shape: (C, H, W) of the map that they are, row-major, which tables with contexts need. Raises ValueError for an
+        index outside the tables and for a symbol some 2^31 away from its table.
         """
-        symbols, rows = _int32(symbols, "symbols"), tables.rows(indexes)
+        symbols = _int32(symbols, "symbols")
+        rows = tables.coded_under(symbols, indexes, shape)
         if len(symbols) != len(rows):
             raise ValueError("there must be one index for each symbol")
         tables.check_symbols(symbols, rows)
@@ -171,8 +183,8 @@ class Decoder:
         if not LOWER_BOUND <= int(self._position[0]) < LOWER_BOUND << 32:
             raise DesynchronisedError("no string begins like this")
 
-    def get(self, indexes: np.ndarray, tables: Tables) -> np.ndarray:
-        """Symbols (n,) int32 coded under rows `indexes` (n,).
+    def get(self, indexes: np.ndarray, tables: Tables, shape: Shape | None = None) -> np.ndarray:
+        """Symbols (n,) int32 coded under rows `indexes` (n,), with `shape` as they were put.
 
         Raises DesynchronisedError where the string is over or an escape exceeds 32 bits, ValueError for a bad index.
         """
@@ -181,7 +193,8 @@ class Decoder:
         rows = tables.rows(indexes)
         symbols = np.empty(len(rows), np.int32)
         table = (tables.steps, tables.lengths, tables.offsets)
-        status = decode(self._words, self._position, rows, *table, *tables.lookup, symbols)
+        context = tables.context_state(shape, indexes)
+        status = decode(self._words, self._position, rows, *table, *tables.lookup, *context, symbols)
         if status:
             raise DesynchronisedError(REASONS[status])
         self._check.add(symbols)

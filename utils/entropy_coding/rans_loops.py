@@ -8,6 +8,11 @@ done ahead: what lies between two states decides the speed.
 A symbol outside its table is escaped: the table's last interval, then how many
 groups of 4 bits follow, then the groups of the zigzag-mapped distance, low group first, each put without a model. Where
 the count is 15 more would follow; no distance of 32 bits needs more than 8, so that never happens in a valid string.
+
+Contexts (utils/entropy_coding/context.py): `memory` (H + 2, W + 3, 4) int32, zero before the first symbol, holds for
+each place, two rows and columns in: size of its symbol and size that was expected, both of the newest channel, and the
+same of all channels, older ones less. All is integer arithmetic, so that every machine finds the same contexts. These
+loops stand here, too, because what Numba keeps on disk follows changes of a loop's own file alone.
 """
 
 from __future__ import annotations
@@ -24,6 +29,15 @@ BYPASS_BITS, BYPASS_MASK, MAX_GROUPS = 4, 15, 8
 OK, TOO_SHORT, BAD_ESCAPE = 0, 1, 2
 INT32_MIN, INT32_MAX = -(2**31), 2**31 - 1
 ONE, HALF, LOW_HALF = np.uint64(1), np.uint64(16), np.uint64(0xFFFF)  # mixed with plain integers, uint64 becomes float
+
+
+FIRST = 2  # row and column of `memory`
+UNIT = 256  # of a symbol's size
+LARGEST = 8 * UNIT
+FORGET = 4  # bits: the share of the older channels that each new one pushes out is 1/16
+# Ends of the contexts: of what was found over what was expected, in 256ths.
+EDGES = np.array([110, 140, 165, 190, 212, 232, 248, 264, 285, 320, 380, 480, 640, 900, 1400])
+DOUBT = 1024  # is added to both: few small symbols say little
 
 
 @compiled
@@ -94,6 +108,45 @@ def encode(symbols, rows, steps, lengths, offsets, factors, shifts, words, posit
 
 
 @compiled
+def context(memory, y, x):
+    """0 to 15: how large the symbols about (y, x) were, beside what was expected of them; 7 is as expected."""
+    found, expected = np.int64(DOUBT), np.int64(DOUBT)
+    found += 8 * (np.int64(memory[y, x - 1, 0]) + memory[y - 1, x, 0])
+    expected += 8 * (np.int64(memory[y, x - 1, 1]) + memory[y - 1, x, 1])
+    found += 4 * (np.int64(memory[y - 1, x - 1, 0]) + memory[y - 1, x + 1, 0])
+    expected += 4 * (np.int64(memory[y - 1, x - 1, 1]) + memory[y - 1, x + 1, 1])
+    found += 3 * (np.int64(memory[y, x - 2, 0]) + memory[y - 2, x, 0]) + 5 * np.int64(memory[y, x, 2])
+    expected += 3 * (np.int64(memory[y, x - 2, 1]) + memory[y - 2, x, 1]) + 5 * np.int64(memory[y, x, 3])
+    found *= 256
+    number = 0
+    for edge in EDGES:
+        number += found >= expected * edge
+    return number
+
+
+@compiled
+def remember(memory, y, x, symbol, expected):
+    """Note a symbol at (y, x), and the size that its level let expect."""
+    size = np.int32(min(abs(np.int64(symbol)) * UNIT, LARGEST))
+    memory[y, x, 0], memory[y, x, 1] = size, expected
+    memory[y, x, 2] += size - (memory[y, x, 2] >> FORGET)
+    memory[y, x, 3] += expected - (memory[y, x, 3] >> FORGET)
+
+
+@compiled
+def correct(symbols, levels, corrected, expected, memory, rows):
+    """Fill `rows` (n,) with `corrected[level, context]` of all symbols (n,), those of a map in row-major order."""
+    bottom, right = memory.shape[0], memory.shape[1] - 1
+    y, x = FIRST, FIRST
+    for i in range(len(rows)):
+        rows[i] = corrected[levels[i], context(memory, y, x)]
+        remember(memory, y, x, symbols[i], expected[levels[i]])
+        x += 1
+        if x == right:
+            y, x = y + 1 if y + 1 < bottom else FIRST, FIRST
+
+
+@compiled
 def _refill(state, at, words):
     """(state, words read), or a state of 0 at the end of the words."""
     if state >= np.uint64(LOWER_BOUND):
@@ -118,15 +171,22 @@ def _get_distance(state, at, words):
 
 
 @compiled
-def decode(words, position, rows, steps, lengths, offsets, entries, first, shifts, symbols):
+def decode(
+    words, position, rows, steps, lengths, offsets, entries, first, shifts, corrected, expected, memory, symbols
+):
     """Fill `symbols`; say OK, TOO_SHORT or BAD_ESCAPE. Work is bounded for each symbol, whatever the words are.
 
+    Where there is `memory`, `rows` are levels, and a symbol's row is `corrected[level, context]`.
     `entries`, `first` and `shifts` are `rans.Tables.lookup`. An entry ends with a step, so that where the search ends
     with the interval it begins with, as mostly, the next state waits for a single load.
     """
     state, at = position[0], np.int64(position[1])
+    in_context, bottom, right = memory.size > 0, memory.shape[0], memory.shape[1] - 1
+    y, x = FIRST, FIRST
     for i in range(len(rows)):
         row = rows[i]
+        if in_context:
+            row = corrected[row, context(memory, y, x)]
         cumulative = state & LOW_HALF
         entry = entries[first[row] + (cumulative >> np.uint64(shifts[row]))]
         interval, start, rest = entry >> np.uint64(32), entry >> HALF & LOW_HALF, entry & LOW_HALF
@@ -145,5 +205,10 @@ def decode(words, position, rows, steps, lengths, offsets, entries, first, shift
         if state == np.uint64(0):
             return TOO_SHORT
         symbols[i] = value + offsets[row]
+        if in_context:
+            remember(memory, y, x, symbols[i], expected[rows[i]])
+            x += 1
+            if x == right:
+                y, x = y + 1 if y + 1 < bottom else FIRST, FIRST
     position[0], position[1] = state, np.uint64(at)
     return OK

@@ -26,7 +26,7 @@ from utils.inference.compiled import CompiledTransforms
 from utils.inference.fast import fast, uncut
 from utils.inference.float64 import portable
 from utils.inference.memory import BYTES_A_PIXEL, PRECISIONS, PUBLISHED_WIDTH, give_back_memory, held, stripe_within
-from utils.inference.published import published_tables
+from utils.inference.published import published_tables, unfitted_tables
 from utils.inference.rows import stripes_of
 from utils.inference.winograd import warm_up, workspace
 from utils.metrics import require_finite
@@ -83,6 +83,7 @@ class Engine:
                 self._paths[arithmetic] = path = portable(self.model)
                 if arithmetic == "published":
                     path.entropy_bottleneck.use(published_tables(self.model.entropy_bottleneck))
+                    path.gaussian_conditional.use(unfitted_tables(self.model.gaussian_conditional))
         return self._paths[arithmetic]
 
     def image(self, y_hat: Tensor, size: tuple[int, int], quality: float | None = None) -> Tensor:

@@ -1,4 +1,4 @@
-"""Tables of z for files in the published layout, which other programs write and read."""
+"""Tables for files in the published layout, which other programs write and read."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import compressai.entropy_models
 import numpy as np
 import torch
 
-from models.layers.entropy_models import EntropyBottleneck
+from models.layers.entropy_models import EntropyBottleneck, GaussianConditional
 from utils.entropy_coding.frequencies import quantize_pmfs
 from utils.entropy_coding.rans import Tables
 
@@ -33,3 +33,12 @@ def tables_are_ours(prior: EntropyBottleneck) -> bool:
     pmfs, offsets = prior.pmfs()
     own, there = (quantize_pmfs(pmfs)[0], offsets), (prior.quantized_cdf, prior.offset)
     return all(np.array_equal(a, b.cpu().numpy()) for a, b in zip(own, there))
+
+
+def unfitted_tables(conditional: GaussianConditional) -> Tables:
+    """A checkpoint's own tables of y, or the Gaussians themselves where these were fitted (--fit-tables)."""
+    if not conditional.fitted:
+        return conditional.tables()
+    gaussians = copy.deepcopy(conditional)
+    gaussians.update()
+    return gaussians.tables()

@@ -6,6 +6,7 @@ import numpy as np
 from compressai.ans import BufferedRansEncoder, RansDecoder
 
 from models.layers.entropy_models import GaussianConditional
+from utils.entropy_coding.frequencies import published_scale_table
 from utils.entropy_coding.rans import Decoder, Encoder
 from utils.measuring.runs import in_turn
 
@@ -17,7 +18,7 @@ def coder_speed(runs: int, clock: str) -> list[dict]:
 
     Symbols are as their scales distribute them, most of them small, as in a latent; indexes are uint8, as a model has.
     """
-    gaussian, random = GaussianConditional(), np.random.default_rng(0)
+    gaussian, random = GaussianConditional(published_scale_table().tolist()), np.random.default_rng(0)
     gaussian.update()
     tables, scales = gaussian.tables(), gaussian.scale_table.numpy()
     indexes = random.integers(0, 40, KODAK_SYMBOLS).astype(np.uint8)
