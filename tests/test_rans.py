@@ -15,6 +15,7 @@ from compressai.ans import BufferedRansEncoder, RansDecoder
 import utils.entropy_coding.rans_loops
 from utils.entropy_coding.frequencies import gaussian_pmf, published_scale_table, quantize_pmf, quantize_pmfs
 from utils.entropy_coding.rans import Decoder, DesynchronisedError, Encoder, Tables, reciprocals
+from utils.measuring.coder_speed import coder_speed
 
 
 @pytest.fixture(scope="module")
@@ -351,6 +352,12 @@ def test_frequencies_are_compressais():
         for sharpness in (0.1, 3, 40):
             pmf = rng.dirichlet(np.full(length, 1 / sharpness)).astype(np.float32)
             assert quantize_pmf(pmf).tolist() == list(pmf_to_quantized_cdf(pmf.tolist(), 16))
+
+
+def test_the_comparison_with_compressai_runs():
+    """scripts/benchmark.py --parts coder, which asserts that strings and symbols are alike."""
+    rows = coder_speed(1, "cpu")
+    assert [row["what"] for row in rows] == ["encode", "decode"] and all(row["ours_ms"] > 0 for row in rows)
 
 
 def test_numba_waits_until_it_is_needed():
