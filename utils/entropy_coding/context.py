@@ -12,7 +12,7 @@ from __future__ import annotations
 import numpy as np
 
 from utils.entropy_coding.frequencies import PRECISION
-from utils.entropy_coding.rans import Shape, Tables
+from utils.entropy_coding.rans import Shape, Tables, freeze
 
 CONTEXTS = 16  # one more than rans_loops.py has edges
 
@@ -30,7 +30,7 @@ class ContextTables(Tables):
             raise ValueError(f"entropy tables: rows by context are {corrected.shape}, not {CONTEXTS} a level")
         self.corrected = self.rows(corrected.ravel()).reshape(corrected.shape)
         self.expected = self._expected()
-        self.corrected.setflags(write=False), self.expected.setflags(write=False)
+        freeze(self.corrected, self.expected)
 
     def _expected(self) -> np.ndarray:
         """(n,) int32: the mean size of a symbol under each row, in the units of the loops."""

@@ -18,7 +18,6 @@ from utils.entropy_coding.frequencies import PRECISION
 LOWER_BOUND = 1 << 31  # the state before the first and after the last symbol
 LOOKUP_BITS = 6, 10  # of a cumulative frequency, for the decoder's lookup: more would not stay in the first cache
 MAX_WORDS = 2  # a symbol takes at most 16 bits, then 9 groups of 4 if escaped: at most two words leave the state
-_NO_CONTEXT = np.zeros((0, 0), np.uint8), np.zeros(0, np.int32), np.zeros((0, 0, 4), np.int32)
 Shape = tuple[int, int, int]  # channels, height, width
 REASONS = {1: "it needs more data than there is", 2: "it has an impossible escape"}  # what rans_loops.decode says
 
@@ -46,7 +45,7 @@ class Tables:
         self._index_type = np.min_scalar_type(len(self.lengths) - 1)  # uint8 unless there are more than 256 rows
         # No distance exceeds 32 bits where every table reaches zero from either side, as the models' all do.
         self._reach_zero = self.offsets.max() <= 0 <= (self.offsets.astype(np.int64) + self.lengths - 2).min()
-        _freeze(self.cdf, self.lengths, self.offsets, self.steps)  # the compiled loops rely on what was checked
+        freeze(self.cdf, self.lengths, self.offsets, self.steps)  # the compiled loops rely on what was checked
 
     def _check(self) -> None:
         rows = len(self.lengths)
@@ -82,7 +81,7 @@ class Tables:
                 parts.append(intervals.astype(np.uint64) << np.uint64(32) | steps[intervals])
             first = np.cumsum(1 << bits) - (1 << bits)
             lookup = np.concatenate(parts), first.astype(np.uint64), (PRECISION - bits).astype(np.uint8)
-            _freeze(*lookup)
+            freeze(*lookup)
             self._lookup = lookup
         return self._lookup
 
@@ -129,7 +128,7 @@ def reciprocals() -> tuple[np.ndarray, np.ndarray]:
     rests = (rests << shifts) + frequencies - np.uint64(1)
     factors = (quotients << shifts) + rests // frequencies
     shifts = shifts.astype(np.uint8)
-    _freeze(factors, shifts)
+    freeze(factors, shifts)
     return factors, shifts
 
 
@@ -226,6 +225,11 @@ def _int32(values: np.ndarray, what: str, dimensions: int = 1) -> np.ndarray:
     return np.array(_integers(values, what, dimensions), np.int32, order="C")
 
 
-def _freeze(*arrays: np.ndarray) -> None:
+def freeze(*arrays: np.ndarray) -> None:
+    """Let nobody write to them: the compiled loops rely on what was checked, and are compiled for such arrays."""
     for array in arrays:
         array.setflags(write=False)
+
+
+_NO_CONTEXT = np.zeros((0, 0), np.uint8), np.zeros(0, np.int32), np.zeros((0, 0, 4), np.int32)
+freeze(*_NO_CONTEXT[:2])  # as those of tables with contexts, so that the loop is compiled once for both

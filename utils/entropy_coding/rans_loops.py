@@ -134,16 +134,21 @@ def remember(memory, y, x, symbol, expected):
 
 
 @compiled
+def next_place(memory, y, x):
+    """Row and column of the symbol after that at (y, x), in the next channel after the last."""
+    if x + 2 < memory.shape[1]:
+        return y, x + 1
+    return y + 1 if y + 1 < memory.shape[0] else FIRST, FIRST
+
+
+@compiled
 def correct(symbols, levels, corrected, expected, memory, rows):
     """Fill `rows` (n,) with `corrected[level, context]` of all symbols (n,), those of a map in row-major order."""
-    bottom, right = memory.shape[0], memory.shape[1] - 1
     y, x = FIRST, FIRST
     for i in range(len(rows)):
         rows[i] = corrected[levels[i], context(memory, y, x)]
         remember(memory, y, x, symbols[i], expected[levels[i]])
-        x += 1
-        if x == right:
-            y, x = y + 1 if y + 1 < bottom else FIRST, FIRST
+        y, x = next_place(memory, y, x)
 
 
 @compiled
@@ -181,7 +186,7 @@ def decode(
     with the interval it begins with, as mostly, the next state waits for a single load.
     """
     state, at = position[0], np.int64(position[1])
-    in_context, bottom, right = memory.size > 0, memory.shape[0], memory.shape[1] - 1
+    in_context = memory.size > 0
     y, x = FIRST, FIRST
     for i in range(len(rows)):
         row = rows[i]
@@ -207,8 +212,6 @@ def decode(
         symbols[i] = value + offsets[row]
         if in_context:
             remember(memory, y, x, symbols[i], expected[rows[i]])
-            x += 1
-            if x == right:
-                y, x = y + 1 if y + 1 < bottom else FIRST, FIRST
+            y, x = next_place(memory, y, x)
     position[0], position[1] = state, np.uint64(at)
     return OK

@@ -64,18 +64,18 @@ def fit_tables(model: SliceCompressionModel, slices: Sequence[Coded]) -> None:
         gaussian.set_rows(tables_of(rows, wide, gaussians), corrected.astype(np.uint8))
         counts = counted(slices, gaussian.tables())
         corrected = cheapest(counts, rows, corrected, wide)
-        rows = mixtures(own, gathered(counts, corrected), rows)
+        rows = mixtures(own, gathered(counts, corrected))
         corrected = cheapest(counts, rows, corrected, wide)
     gaussian.set_rows(tables_of(rows, wide, gaussians), corrected.astype(np.uint8))
 
 
 def spread(pmf: np.ndarray) -> np.ndarray:
-    """A Gaussian's table, symmetric probabilities and the tails' mass, as (WIDEST + 1,): of the sizes 0 to WIDEST."""
+    """The Gaussian of a table (2 n + 2,), as (WIDEST + 1,): of the sizes 0 to WIDEST, none of them impossible."""
     half = len(pmf) // 2 - 1
-    sizes = np.zeros(WIDEST + 1)
+    sizes = np.full(WIDEST + 1, 1e-30)
     sizes[: half + 1] = pmf[half : 2 * half + 1][: WIDEST + 1]
     sizes[1:] *= 2
-    return np.maximum(sizes, 1e-30) / np.maximum(sizes, 1e-30).sum()
+    return sizes / sizes.sum()
 
 
 def counted(slices: Sequence[Coded], tables: ContextTables) -> np.ndarray:
@@ -110,7 +110,7 @@ def gathered(counts: np.ndarray, corrected: np.ndarray) -> np.ndarray:
     return sums
 
 
-def mixtures(own: np.ndarray, counts: np.ndarray, rows: np.ndarray) -> np.ndarray:
+def mixtures(own: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """(levels, WIDEST + 1): mixtures of the Gaussians `own` that make `counts`, of the same shape, most likely."""
     counts = counts + OWN * own
     shares = np.full((len(own), len(own)), 0.5 / len(own)) + 0.5 * np.eye(len(own))
