@@ -18,7 +18,7 @@ from __future__ import annotations
 import argparse
 import math
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from models.checkpoints.integers import Integers, from_integers, to_integers
 from models.checkpoints.weights import recorded_model
-from utils.cli import UserError, run_program
+from utils.cli import UserError, run_program, tell
 from utils.codec.checkpoint import load_model, read_checkpoint, save_checkpoint, save_safetensors
 from utils.data.images import read_image, to_tensor
 from utils.data.listing import find_images
@@ -58,6 +58,7 @@ def main(argv: Sequence[str]) -> None:
         raise UserError(
             f"--output {args.output}: is a --checkpoint itself, and its training state would go; name another"
         )
+    to_fit = find_images(args.fit_tables) if args.fit_tables else []
     from models.checkpoints.loading import not_finite  # here, as CompressAI takes seconds to load
     from utils.codec.codec import fingerprint
 
@@ -73,8 +74,8 @@ def main(argv: Sequence[str]) -> None:
             f"--precision {args.precision}: gives numbers that are not finite in {broken}; try fp32, or other --shares"
         )
     model.update(force=True)
-    if args.fit_tables:
-        fit_to(model, args.fit_tables)
+    if to_fit:
+        fit_to(model, to_fit)
     learned = {name for name, _ in model.named_parameters()}
     tensors = {name: tensor for name, tensor in model.state_dict().items() if name not in integers}
     weights = {n: t.to(precision) if n in learned else t for n, t in tensors.items()}
@@ -87,13 +88,28 @@ def main(argv: Sequence[str]) -> None:
     print(f"{args.output}: {args.output.stat().st_size / 1e6:.1f} MB, model {fingerprint(model).hex()}")
 
 
-def fit_to(model: torch.nn.Module, folder: Path) -> None:
-    """Fit the model's tables of y to the symbols of a folder's images: of each the middle, at two of its qualities."""
+def fit_to(model: torch.nn.Module, paths: Sequence[Path]) -> None:
+    """Fit the model's tables of y to the symbols of images: of each the middle, at two of the model's qualities.
+
+    Images that cannot be read are left out, named and counted. Raises UserError where none is left.
+    """
     from utils.training.fitted_tables import coded_slices, fit_tables  # here, as CompressAI takes seconds to load
 
-    paths = find_images(folder)
-    images = (middle(to_tensor(read_image(path)[0])) for path in tqdm(paths, "tables", unit="image", disable=None))
-    fit_tables(model, coded_slices(model.eval(), images, FITTED_AT if model.variable_rate else [None]))
+    left_out = []
+
+    def readable() -> Iterator[torch.Tensor]:
+        for path in tqdm(paths, "tables", unit="image", disable=None):
+            try:
+                yield middle(to_tensor(read_image(path)[0]))
+            except UserError as error:
+                left_out.append(path)
+                tell(f"left out: {error}")
+
+    slices = coded_slices(model.eval(), readable(), FITTED_AT if model.variable_rate else [None])
+    if not slices:
+        raise UserError("--fit-tables: none of its images can be read; name a folder of photographs")
+    fit_tables(model, slices)
+    tell(f"tables fitted to {len(paths) - len(left_out)} images, {len(left_out)} left out")
 
 
 def middle(image: torch.Tensor) -> torch.Tensor:

@@ -167,7 +167,7 @@ def test_fitted_tables_take_fewer_bits():
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory) -> Path:
-    """A checkpoint of a toy, and an export of it with tables fitted to two images, in one folder."""
+    """A checkpoint of a toy, and an export of it with tables fitted to two images and a broken one, in one folder."""
     folder = tmp_path_factory.mktemp("fitted")
     model, (name, options) = toy_model("dcae"), TOYS["dcae"]
     content = {"model": {"name": name, "config": options}, "state_dict": model.state_dict()}
@@ -175,6 +175,7 @@ def checkpoint(tmp_path_factory) -> Path:
     (folder / "images").mkdir()
     for seed in range(2):
         Image.fromarray(to_uint8(toy_image(200, 140, seed=seed))).save(folder / "images" / f"{seed}.png")
+    (folder / "images" / "broken.png").write_bytes(b"no image")
     flags = ["--checkpoint", str(folder / "plain.pt"), "--precision", "fp32", "--fit-tables", str(folder / "images")]
     export([*flags, "--output", str(folder / "fitted.pt")])
     return folder
@@ -207,6 +208,16 @@ def test_other_weights_take_fitted_tables_away(checkpoint):
     assert fingerprint(plain) == before
     fitted.load_state_dict(toy_model("dcae").state_dict())
     assert not fitted.gaussian_conditional.fitted and fingerprint(fitted) == fingerprint(toy_model("dcae"))
+
+
+def test_images_that_cannot_be_read_are_counted(checkpoint, tmp_path, capsys):
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    flags = ["--checkpoint", str(checkpoint / "plain.pt"), "--output", str(tmp_path / "a.pt"), "--fit-tables"]
+    export([*flags, str(checkpoint / "images")])
+    said = "".join(capsys.readouterr())
+    assert "left out: " in said and "broken.png" in said and "tables fitted to 2 images, 1 left out" in said
+    with pytest.raises(UserError, match="none of its images can be read"):
+        export([*flags, str(tmp_path)])
 
 
 def test_a_folder_without_images(checkpoint, tmp_path):
