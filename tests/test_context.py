@@ -232,3 +232,12 @@ def test_a_folder_without_images(checkpoint, tmp_path):
                 str(tmp_path / "a.pt"),
             ]
         )
+
+
+@pytest.mark.parametrize("corrected", [torch.zeros(64, 3, dtype=torch.uint8), torch.full((64, CONTEXTS), 99)])
+def test_damaged_rows_by_context_are_the_checkpoints_fault(checkpoint, corrected, tmp_path):
+    content = torch.load(checkpoint / "fitted.pt", weights_only=True)
+    content["state_dict"]["gaussian_conditional._corrected"] = corrected
+    torch.save(content, tmp_path / "damaged.pt")
+    with pytest.raises(UserError, match=r"damaged\.pt: its entropy tables are damaged"):
+        load_model(tmp_path / "damaged.pt")

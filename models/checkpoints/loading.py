@@ -18,9 +18,10 @@ from models.base import SliceCompressionModel
 from models.checkpoints.integers import from_integers
 from models.checkpoints.reading import CheckpointError, few, read_content
 from models.checkpoints.weights import CODECS, StateDict, find_weights, recorded_model
+from models.layers.entropy_models import CORRECTED
 from utils.entropy_coding.frequencies import unpack_rows
 
-FITTED = "gaussian_conditional._corrected"  # where tables were fitted
+FITTED = f"gaussian_conditional.{CORRECTED}"  # where tables were fitted
 TABLES = re.compile(r"(entropy_bottleneck|gaussian_conditional)\.(_offset|_quantized_cdf|_cdf_length|scale_table)$")
 LAMBDA_IN_NAME = re.compile(r"(?:^|[_-]|lambda|lmbda)(\d+\.\d+)(?!\d)")
 
@@ -66,6 +67,7 @@ def model_of(content: dict[Any, Any]) -> SliceCompressionModel:
     try:
         model.load_state_dict(with_whole_tables(weights), strict=False)
         model.update()
+        model.gaussian_conditional.tables()
     except (ValueError, RuntimeError) as error:
         raise ValueError(f"its entropy tables are damaged ({str(error).splitlines()[0]}); fetch it again") from error
     return model
