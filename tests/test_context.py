@@ -20,6 +20,7 @@ from utils.entropy_coding.check import SymbolCheck
 from utils.entropy_coding.context import CONTEXTS, ContextTables
 from utils.entropy_coding.frequencies import gaussian_pmf, published_scale_table, quantize_pmfs
 from utils.entropy_coding.rans import Decoder, DesynchronisedError, Encoder, Tables
+from utils.evaluation.evaluation import evaluate_image
 from utils.training.fitted_tables import Coded, fit_tables
 
 SHAPES = [(1, 1, 1), (3, 1, 7), (3, 7, 1), (2, 2, 2), (5, 6, 9)]
@@ -98,6 +99,18 @@ def test_strings_stay_what_they_are(tables):
     """Files hold such strings: never change what this test wants."""
     data = encode([(*draw((6, 20, 30), 7), (6, 20, 30))], tables)
     assert hashlib.sha256(data).hexdigest()[:16] == "684d327b011c8bd0"
+
+
+def test_costs_are_what_symbols_take(tables):
+    """Whatever their size, escapes included: strings of one symbol many times."""
+    one_row = ContextTables(tables.cdf, tables.lengths, tables.offsets, np.tile(np.arange(64)[:, None], CONTEXTS))
+    shape, levels = (1, 40, 50), np.arange(0, 64, 9, dtype=np.uint8)
+    for level in levels:
+        half = -int(tables.offsets[level])
+        for size in (0, 1, half - 1, half, half + 1, half + 9, half + 63):
+            signs = np.resize(np.array([size, -size], np.int32), 2000)
+            bits = 8 * len(encode([(signs, np.full(2000, level), shape)], one_row)) - 64  # of the state
+            assert bits / 2000 == pytest.approx(float(tables.costs[level, size]), rel=2e-3, abs=0.02)
 
 
 def test_contexts_save_bits_where_levels_miss_the_place(tables):
@@ -193,6 +206,15 @@ def test_files_with_fitted_tables(checkpoint, arithmetic):
     fitted.verify(data)
     with pytest.raises(ValueError, match="model"):
         plain.decompress(data)
+
+
+@torch.no_grad()
+def test_the_rate_is_estimated_by_the_fitted_tables(checkpoint):
+    pixels = to_uint8(toy_image(150, 200, seed=5))
+    for name in ("fitted", "plain"):
+        record, _, bits = evaluate_image(Codec(load_model(checkpoint / f"{name}.pt"), "fp32"), pixels, real=True)
+        real = record["bpp_y"] * 150 * 200 - 64  # of the coder's state
+        assert (abs(real / bits.sum() - 1) < 0.002) == (name == "fitted")
 
 
 def test_the_published_layout_knows_no_fitted_tables(checkpoint):

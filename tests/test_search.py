@@ -17,18 +17,23 @@ import compress_and_decompress
 import eval as eval_program
 from models import load_model
 from models.checkpoints.loading import trained_for
+from models.coders import EncodingCoder
 from tests.toys import TOYS, graded_model, toy_image, toy_model
 from utils.cli import UserError
 from utils.codec.checkpoint import DEFAULT_CHECKPOINT
 from utils.codec.codec import Codec
 from utils.codec.effort import Search
+from utils.codec.rates import Bits, FittedCosts, costs_of
 from utils.codec.search import SearchingCoder, refine, searchable, slope
 from utils.codec.targets import Target, Trial, best_of, compress_to_target, next_quality
 from utils.codec.trade_off import COARSER, STEPS, TradeOff, coarser, of_quality
 from utils.codec.windows import before_the_search, bytes_a_pixel, cores, cut, refine_image, window_side
 from utils.data.images import read_image, to_tensor, to_uint8, write_png
 from utils.data.padding import pad_centred
+from utils.entropy_coding.rans import Encoder
 from utils.metrics import distortion_of, psnr, quantise_8_bit
+from utils.training.fitted_tables import Coded as FittedTo
+from utils.training.fitted_tables import fit_tables
 
 ROOT = Path(__file__).parents[1]
 FIXED = TradeOff(0.01, "mse", "test")
@@ -135,14 +140,68 @@ def test_more_effort_is_more_steps_and_wins_more():
         codec.search(x, 30.0, 10)
 
 
+def latent_of(model) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """y, means and scales, (1, 4, 24, 24), of symbols with long tails that come in clusters."""
+    generator = torch.Generator().manual_seed(3)
+    mean, noise, scale = (torch.randn(1, 4, 24, 24, generator=generator) for _ in range(3))
+    place = torch.rand(1, 1, 24, 24, generator=generator) * 4
+    return mean + 3 * noise * place, mean, 4 * scale.abs()
+
+
+def fitted_toy(kind: str = "dcae"):
+    """A model with tables fitted to such symbols."""
+    model = toy_model(kind)
+    y, mean, scale = latent_of(model)
+    levels = model.gaussian_conditional.build_indexes(scale)
+    part = (values[0].numpy().ravel() for values in ((y - mean).round().int(), levels))
+    fit_tables(model, [FittedTo(*part, tuple(y.shape[1:]))])
+    return model
+
+
 def test_bits_of_the_search_are_those_of_the_entropy_model():
-    model, generator = toy_model("dcae"), torch.Generator().manual_seed(3)
-    y, mean = (torch.randn(1, 4, 8, 8, generator=generator) * 3 for _ in range(2))
-    scale = torch.rand(1, 4, 8, 8, generator=generator) * 4
+    model = toy_model("dcae")
+    y, mean, scale = latent_of(model)
     coder = SearchingCoder()
     assert torch.equal(coder(y, mean, scale), y + ((y - mean).round() + mean - y))
     likelihoods = model.gaussian_conditional(y, scale, mean)[1]
     assert float(coder.bits) == pytest.approx(float(-torch.log2(likelihoods).sum()), rel=1e-5)
+
+
+def test_with_fitted_tables_they_are_those_of_the_file():
+    gaussian, encoder = fitted_toy().gaussian_conditional, Encoder()
+    y, mean, scale = latent_of(gaussian)
+    coder = SearchingCoder(costs_of(gaussian))
+    coder(y, mean, scale)
+    EncodingCoder(gaussian, [encoder])(y, mean, scale)
+    bits = 8 * len(encoder.finish())
+    assert float(coder.bits) == pytest.approx(bits, abs=64)
+    plain = SearchingCoder()
+    plain(y, mean, scale)
+    assert float(plain.bits) > 1.1 * bits
+
+
+def test_slopes_under_fitted_tables():
+    """What the other integer costs more, and what the levels next to a symbol's cost, in its context."""
+    gaussian = fitted_toy().gaussian_conditional
+    y, mean, scale = latent_of(gaussian)
+    y, scale = y.requires_grad_(), scale.requires_grad_()
+    costs = FittedCosts(gaussian)
+    of_y, of_scale = torch.autograd.grad(Bits.apply(y, scale, costs), (y, scale))
+    with torch.no_grad():
+        symbols, levels = y.round(), gaussian.build_indexes(scale.clamp(min=0.11)).long()
+        contexts, table = costs.contexts(symbols, levels.to(torch.uint8)), gaussian.scale_table
+        sizes = symbols.abs().long()
+        for place in [(0, 0, 0, 0), (0, 1, 3, 20), (0, 3, 23, 7), (0, 2, 11, 11)]:
+            level, context, size = (int(values[place]) for values in (levels, contexts, sizes))
+            rows = costs.corrected[:, context]
+            low, high = (int(function(y[place]).abs()) for function in (torch.floor, torch.ceil))
+            bits = costs.bits[rows[level]]
+            assert float(of_y[place]) == pytest.approx(float(bits[high] - bits[low]), abs=1e-5)
+            below, above = max(level - 1, 0), min(level + 1, 63)
+            rise = float(costs.bits[rows[above], size] - costs.bits[rows[below], size])
+            width = math.log(float(table[above] / table[below])) * max(float(scale[place]), 0.11)
+            rise = min(rise, 0.0) if scale[place] < 0.11 else rise  # the bound of the scales lets nobody below it
+            assert float(of_scale[place]) == pytest.approx(rise / width, rel=1e-4, abs=1e-6)
 
 
 def test_slopes_of_the_bits():

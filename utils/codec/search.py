@@ -17,7 +17,6 @@ the elements as in Rprop (Riedmiller and Braun, ICNN 1993).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,15 +26,14 @@ from torch import Tensor, nn
 
 from models.base import SliceCompressionModel
 from utils.cli import UserError
+from utils.codec.rates import Bits, Costs, costs_of, gaussian_costs
 from utils.codec.trade_off import TradeOff
-from utils.entropy_coding.frequencies import SCALE_MIN
 from utils.inference.fast import shared_copy
 from utils.metrics import distortion_of
 
 FARTHEST = 0.75  # an aim more than half a step away changes the symbol; more than this overshoots
 PACE = (0.3, 0.1)  # b of the first and of the last step
 LESS_CURVED, MORE_CURVED, CURVATURES = 0.9, 1.5, (0.5, 8.0)  # factors of an element's curvature, and their bounds
-LEAST_LIKELIHOOD = 1e-9  # as in training: keeps -log2 finite
 
 
 @dataclass(frozen=True)
@@ -47,53 +45,18 @@ class Refined:
     after: float
 
 
-class _Bits(torch.autograd.Function):
-    """Bits of round(r) under N(0, sigma), summed; dr: what the next integer on the other side of r costs more."""
-
-    @staticmethod
-    def forward(ctx, residual: Tensor, scale: Tensor) -> Tensor:
-        """r = y - mu and sigma, (B, C, h, w) -> one number."""
-        sigma = scale.clamp(min=SCALE_MIN)
-        nearest = torch.round(residual)
-        side = torch.where(residual < nearest, -1.0, 1.0).to(residual)  # where the other of the two integers is
-        bits, slope_of_scale = _bits_and_slope(nearest, sigma)
-        slope = (_bits(nearest + side, sigma) - bits) * side
-        ctx.save_for_backward(slope, slope_of_scale * ((scale >= SCALE_MIN) | (slope_of_scale < 0)))
-        return bits.sum()
-
-    @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor]:
-        """Gradients of r and sigma, (B, C, h, w)."""
-        slope, slope_of_scale = ctx.saved_tensors
-        return gradient * slope, gradient * slope_of_scale
-
-
-def _bits(symbols: Tensor, sigma: Tensor) -> Tensor:
-    distance, unit = symbols.abs(), math.sqrt(0.5) / sigma
-    mass = 0.5 * (torch.erfc((distance - 0.5) * unit) - torch.erfc((distance + 0.5) * unit))
-    return -torch.log2(mass.clamp(min=LEAST_LIKELIHOOD))
-
-
-def _bits_and_slope(symbols: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-    """Bits of the symbols, and their derivative with respect to sigma (0 at the bound of the likelihood)."""
-    distance, unit = symbols.abs(), math.sqrt(0.5) / sigma
-    low, high = (distance - 0.5) * unit, (distance + 0.5) * unit
-    mass = (0.5 * (torch.erfc(low) - torch.erfc(high))).clamp(min=LEAST_LIKELIHOOD)
-    slope = (torch.exp(-high * high) * high - torch.exp(-low * low) * low) / (sigma * mass * math.sqrt(math.pi))
-    return -torch.log2(mass), slope / math.log(2) * (mass > LEAST_LIKELIHOOD)
-
-
 @dataclass
 class SearchingCoder:
     """For `code_slices`: rounds as the encoder does, straight-through, and adds up what the symbols cost."""
 
+    costs: Costs = gaussian_costs
     bits: Tensor | float = 0.0
     quantised: list[Tensor] = field(default_factory=list)  # round(y - mu) + mu of each call
 
     def __call__(self, y: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
         """y, mu, sigma -> y_hat, all (B, C, h, w)."""
         residual = y - mean
-        self.bits = self.bits + _Bits.apply(residual, scale)
+        self.bits = self.bits + Bits.apply(residual, scale, self.costs)
         self.quantised.append((torch.round(residual) + mean).detach())
         return y + (self.quantised[-1] - y).detach()
 
@@ -126,7 +89,7 @@ class Problem:
 
     def forward(self, y: Tensor) -> tuple[Tensor, SearchingCoder]:
         """lambda * D of y (1, M, h, w) in bits, and the coder, which has the rate."""
-        coder = SearchingCoder()
+        coder = SearchingCoder(costs_of(self.model.gaussian_conditional))
         shown = self.shown(self.model.code_slices(self.z_hat, y, coder)).clamp(0, 1)
         target = self.x[(..., *self.inside)]
         distortion = distortion_of(shown, target, self.trade_off.metric)[0]

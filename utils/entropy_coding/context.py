@@ -9,12 +9,15 @@ ratio of what was found to what was expected does here, in steps: it exchanges t
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import numpy as np
 
 from utils.entropy_coding.frequencies import PRECISION
 from utils.entropy_coding.rans import Shape, Tables, freeze
 
 CONTEXTS = 16  # one more than rans_loops.py has edges
+BEYOND = 64  # sizes outside the widest table whose costs are known
 
 
 class ContextTables(Tables):
@@ -55,6 +58,33 @@ class ContextTables(Tables):
         found = np.empty(len(symbols), table.dtype)
         correct(symbols, levels, table, self.expected, memory_of(mapped(shape, symbols)), found)
         return found
+
+    def contexts(self, symbols: np.ndarray, levels: np.ndarray, shape: Shape | None) -> np.ndarray:
+        """(n,) uint8: the context of symbols (n,) with levels (n,)."""
+        return self.by_context(symbols, levels, shape, self._numbers)
+
+    @cached_property
+    def _numbers(self) -> np.ndarray:
+        numbers = np.tile(np.arange(CONTEXTS, dtype=np.uint8), (len(self.lengths), 1))
+        freeze(numbers)
+        return numbers
+
+    @cached_property
+    def costs(self) -> np.ndarray:
+        """(n, sizes) float32: the bits of a symbol of size 0, 1, 2, ... under each row, the mean of both signs."""
+        from utils.entropy_coding.rans_loops import BYPASS_BITS
+
+        sizes, last = np.arange(self.cdf.shape[1] // 2 + BEYOND), self.lengths[:, None] - 2  # the escape's interval
+        found = np.zeros((len(last), len(sizes)))
+        for values in (sizes, -sizes):
+            places = values - self.offsets[:, None].astype(np.int64)
+            outside = (places < 0) | (places >= last)
+            distances = np.where(places < 0, -2 * places - 1, 2 * (places - last))  # zigzag, as the coder has them
+            groups = -(-np.frexp(np.where(outside, distances, 0))[1] // BYPASS_BITS)
+            rows, places = np.arange(len(last))[:, None], np.where(outside, last, places)
+            counts = (self.cdf[rows, places + 1] - self.cdf[rows, places]).astype(np.float64)
+            found += (PRECISION - np.log2(counts) + outside * BYPASS_BITS * (1 + groups)) / 2
+        return found.astype(np.float32)
 
     def context_state(self, shape: Shape | None, indexes: np.ndarray) -> tuple[np.ndarray, ...]:
         """For the decoder's loop: rows by level and context, sizes expected of levels, and its memory, empty."""

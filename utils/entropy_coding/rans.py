@@ -85,6 +85,9 @@ class Tables:
             self._lookup = lookup
         return self._lookup
 
+    def __deepcopy__(self, memo: dict) -> Tables:
+        return self  # nothing in it changes, and copied arrays could be written to
+
     def rows(self, indexes: np.ndarray) -> np.ndarray:
         """A copy of `indexes` (n,) in the smallest type for this many rows, whatever integers they are.
 

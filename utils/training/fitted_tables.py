@@ -81,10 +81,9 @@ def spread(pmf: np.ndarray) -> np.ndarray:
 def counted(slices: Sequence[Coded], tables: ContextTables) -> np.ndarray:
     """(levels, contexts, WIDEST + 1): how often symbols of each size came in each level and context."""
     levels = len(tables.lengths)
-    numbers = np.tile(np.arange(CONTEXTS, dtype=np.uint8), (levels, 1))
     counts = np.zeros(levels * CONTEXTS * (WIDEST + 1), np.int64)
     for part in slices:
-        contexts = tables.by_context(part.symbols, part.levels, part.shape, numbers)
+        contexts = tables.contexts(part.symbols, part.levels, part.shape)
         sizes = np.minimum(np.abs(part.symbols.astype(np.int64)), WIDEST)
         places = (part.levels.astype(np.int64) * CONTEXTS + contexts) * (WIDEST + 1) + sizes
         counts += np.bincount(places, minlength=len(counts))
