@@ -1,6 +1,6 @@
 """Rate, distortion and speed of one or several models on a folder of images.
 
-    python eval.py --checkpoint dcae_0.0130.pth.tar --data kodak --cuda        # rate estimated from likelihoods
+    python eval.py --checkpoint dcae_0.0130.pth.tar --data kodak --cuda        # rate estimated, without coding
     python eval.py --checkpoint dcae_*.pth.tar --data kodak --real             # rate and time of real files
     python eval.py --data kodak --quality 10 50 90 --save_path out             # variable-rate model, with its images
     python eval.py --data kodak --report runs/report                           # and a page to look at, in a browser

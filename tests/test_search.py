@@ -16,6 +16,7 @@ import torch
 import compress_and_decompress
 import eval as eval_program
 from models import load_model
+from models.base import SliceCompressionModel
 from models.checkpoints.loading import trained_for
 from models.coders import EncodingCoder
 from tests.toys import TOYS, graded_model, toy_image, toy_model
@@ -23,7 +24,7 @@ from utils.cli import UserError
 from utils.codec.checkpoint import DEFAULT_CHECKPOINT
 from utils.codec.codec import Codec
 from utils.codec.effort import Search
-from utils.codec.rates import Bits, FittedCosts, costs_of
+from utils.codec.rates import Bits, SearchedCosts, costs_of
 from utils.codec.search import SearchingCoder, refine, searchable, slope
 from utils.codec.targets import Target, Trial, best_of, compress_to_target, next_quality
 from utils.codec.trade_off import COARSER, STEPS, TradeOff, coarser, of_quality
@@ -32,15 +33,14 @@ from utils.data.images import read_image, to_tensor, to_uint8, write_png
 from utils.data.padding import pad_centred
 from utils.entropy_coding.rans import Encoder
 from utils.metrics import distortion_of, psnr, quantise_8_bit
-from utils.training.fitted_tables import Coded as FittedTo
-from utils.training.fitted_tables import fit_tables
+from utils.training.fitted_tables import KeepingCoder, fit_tables
 
 ROOT = Path(__file__).parents[1]
 FIXED = TradeOff(0.01, "mse", "test")
 
 
-def codec_of(kind: str, **options) -> Codec:
-    model = toy_model(kind)
+def codec_of(kind: str, model: SliceCompressionModel | None = None, **options) -> Codec:
+    model = model or toy_model(kind)
     return Codec(model, **{"trade_off": None if model.variable_rate else FIXED, **options})
 
 
@@ -140,7 +140,7 @@ def test_more_effort_is_more_steps_and_wins_more():
         codec.search(x, 30.0, 10)
 
 
-def latent_of(model) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def clustered_latent() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """y, means and scales, (1, 4, 24, 24), of symbols with long tails that come in clusters."""
     generator = torch.Generator().manual_seed(3)
     mean, noise, scale = (torch.randn(1, 4, 24, 24, generator=generator) for _ in range(3))
@@ -148,19 +148,17 @@ def latent_of(model) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return mean + 3 * noise * place, mean, 4 * scale.abs()
 
 
-def fitted_toy(kind: str = "dcae"):
+def fitted_toy(kind: str = "dcae") -> SliceCompressionModel:
     """A model with tables fitted to such symbols."""
-    model = toy_model(kind)
-    y, mean, scale = latent_of(model)
-    levels = model.gaussian_conditional.build_indexes(scale)
-    part = (values[0].numpy().ravel() for values in ((y - mean).round().int(), levels))
-    fit_tables(model, [FittedTo(*part, tuple(y.shape[1:]))])
+    model, (y, mean, scale) = toy_model(kind), clustered_latent()
+    coder = KeepingCoder(model.gaussian_conditional)
+    coder(y, mean, scale)
+    fit_tables(model, coder.found)
     return model
 
 
 def test_bits_of_the_search_are_those_of_the_entropy_model():
-    model = toy_model("dcae")
-    y, mean, scale = latent_of(model)
+    model, (y, mean, scale) = toy_model("dcae"), clustered_latent()
     coder = SearchingCoder()
     assert torch.equal(coder(y, mean, scale), y + ((y - mean).round() + mean - y))
     likelihoods = model.gaussian_conditional(y, scale, mean)[1]
@@ -169,28 +167,63 @@ def test_bits_of_the_search_are_those_of_the_entropy_model():
 
 def test_with_fitted_tables_they_are_those_of_the_file():
     gaussian, encoder = fitted_toy().gaussian_conditional, Encoder()
-    y, mean, scale = latent_of(gaussian)
+    y, mean, scale = clustered_latent()
     coder = SearchingCoder(costs_of(gaussian))
     coder(y, mean, scale)
     EncodingCoder(gaussian, [encoder])(y, mean, scale)
     bits = 8 * len(encoder.finish())
     assert float(coder.bits) == pytest.approx(bits, abs=64)
+    likelihoods = gaussian.eval()(y, scale, mean)[1]
+    assert float(coder.bits) == pytest.approx(float(-torch.log2(likelihoods.double()).sum()), rel=1e-6)
     plain = SearchingCoder()
     plain(y, mean, scale)
     assert float(plain.bits) > 1.1 * bits
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_scales_below_the_bound_have_the_first_level(dtype):
+    costs = SearchedCosts(fitted_toy().gaussian_conditional)
+    levels = costs.places(torch.zeros(1, 1, 1, 3), torch.tensor([[[[-1.0, 0.05, 0.12]]]], dtype=dtype))[0]
+    assert levels.flatten().tolist() == [0, 0, 1]
+
+
+def test_what_is_no_number_is_dear():
+    """And no index outside the tables, which would end the process on a GPU."""
+    costs = SearchedCosts(fitted_toy().gaussian_conditional)
+    symbols = torch.tensor([[[[0.0, math.nan, math.inf, -1e30]]]])
+    bits = costs.of(symbols, torch.ones(1, 1, 1, 4)).flatten()
+    assert bits.isfinite().all() and (bits[1:] > 20).all() and bits[0] < 5
+
+
+@pytest.mark.parametrize("kind", ["dcae-variable-rate", "elic"])
+def test_the_search_wins_bits_under_fitted_tables(kind):
+    codec, x = codec_of(kind, fitted_toy(kind)), quantise_8_bit(toy_image(70, 90))
+    found = codec.search(x, quality_of(codec), effort=3)
+    assert found.won_percent > 0
+    assert cost(codec, found.data, x, found.trade_off) == pytest.approx(found.best.cost, rel=1e-9)
+    problem, y = problem_of(codec, x)
+    with torch.no_grad():
+        bits = 8 * len(codec.code(y)["strings"][0][0])
+        assert float(problem.forward(y)[1].bits) == pytest.approx(bits, rel=1e-3, abs=64)
+
+
+def test_the_published_layout_is_searched_with_gaussians():
+    codec, x = codec_of("dcae", fitted_toy(), arithmetic="published"), quantise_8_bit(toy_image(70, 90))
+    assert codec.search(x, None, effort=2).won_percent > 0
+    assert codec.model.gaussian_conditional.fitted and not codec.searchable.gaussian_conditional.fitted
+
+
 def test_slopes_under_fitted_tables():
     """What the other integer costs more, and what the levels next to a symbol's cost, in its context."""
     gaussian = fitted_toy().gaussian_conditional
-    y, mean, scale = latent_of(gaussian)
+    y, _, scale = clustered_latent()
+    scale[0, 1, 3, 20] = 0.05
     y, scale = y.requires_grad_(), scale.requires_grad_()
-    costs = FittedCosts(gaussian)
+    costs = SearchedCosts(gaussian)
     of_y, of_scale = torch.autograd.grad(Bits.apply(y, scale, costs), (y, scale))
     with torch.no_grad():
-        symbols, levels = y.round(), gaussian.build_indexes(scale.clamp(min=0.11)).long()
-        contexts, table = costs.contexts(symbols, levels.to(torch.uint8)), gaussian.scale_table
-        sizes = symbols.abs().long()
+        levels, contexts = costs.places(y.round(), scale)
+        sizes, table = y.round().abs().long(), gaussian.scale_table
         for place in [(0, 0, 0, 0), (0, 1, 3, 20), (0, 3, 23, 7), (0, 2, 11, 11)]:
             level, context, size = (int(values[place]) for values in (levels, contexts, sizes))
             rows = costs.corrected[:, context]

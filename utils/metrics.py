@@ -62,6 +62,11 @@ def estimated_bits(likelihoods: Tensor) -> float:
     return float(-torch.log2(likelihoods.double()).sum())
 
 
+def bits_per_position(likelihoods: Tensor) -> Tensor:
+    """Bits at each position of a latent (1, C, h, w), summed over its channels: (h, w), float64."""
+    return -torch.log2(likelihoods.double()).sum(1)[0]
+
+
 def bpp(bits: float, height: int, width: int) -> float:
     """Bits per pixel of the image as the user knows it: padding costs bits but adds no pixels."""
     return bits / (height * width)

@@ -22,7 +22,9 @@ from models.layers.entropy_models import CORRECTED
 from utils.entropy_coding.frequencies import unpack_rows
 
 FITTED = f"gaussian_conditional.{CORRECTED}"  # where tables were fitted
-TABLES = re.compile(r"(entropy_bottleneck|gaussian_conditional)\.(_offset|_quantized_cdf|_cdf_length|scale_table)$")
+TABLES = re.compile(
+    rf"(entropy_bottleneck|gaussian_conditional)\.(_offset|_quantized_cdf|_cdf_length|scale_table|{CORRECTED})$"
+)
 LAMBDA_IN_NAME = re.compile(r"(?:^|[_-]|lambda|lmbda)(\d+\.\d+)(?!\d)")
 
 

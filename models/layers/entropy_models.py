@@ -22,6 +22,7 @@ from torch import Tensor
 from utils.entropy_coding.context import ContextTables
 from utils.entropy_coding.frequencies import gaussian_pmf, quantize_pmfs
 from utils.entropy_coding.rans import Tables
+from utils.entropy_coding.transfers import to_device, to_host
 
 TABLE_BUFFERS = ("_offset", "_quantized_cdf", "_cdf_length", "scale_table")
 CORRECTED = "_corrected"  # a buffer of the Gaussian model where its tables were fitted
@@ -130,6 +131,21 @@ class GaussianConditional(EntropyModel, compressai.entropy_models.GaussianCondit
     Scales are rounded up to a table of 64 levels for coding, log-spaced from 0.11 to 256.
     """
 
+    def forward(
+        self, inputs: Tensor, scales: Tensor, means: Tensor | None = None, training: bool | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """y, sigma, mu (B, C, h, w) -> noisy or rounded y, and likelihoods in (0, 1]; both (B, C, h, w).
+
+        As CompressAI's. Outside of training, likelihoods are those of the tables where these were fitted, and have no
+        gradient then.
+        """
+        training = self.training if training is None else training
+        outputs, likelihoods = super().forward(inputs, scales, means, training)
+        if self.fitted and not training:
+            symbols = outputs if means is None else torch.round(outputs - means)
+            likelihoods = torch.exp2(-FittedCosts(self).of(symbols.detach(), scales.detach()))
+        return outputs, likelihoods
+
     def build_indexes(self, scales: Tensor) -> Tensor:
         """The level (uint8) whose interval holds each scale, any shape: the first level not below it, at most the last.
 
@@ -154,3 +170,34 @@ class GaussianConditional(EntropyModel, compressai.entropy_models.GaussianCondit
         """
         self._set_tables(pmfs, np.array([-(len(pmf) // 2 - 1) for pmf in pmfs]))
         self._set_corrected(None if corrected is None else torch.from_numpy(corrected))
+
+
+class FittedCosts:
+    """What symbols take under fitted tables: of each the row of its level and context. Raises ValueError for empty
+    ones."""
+
+    def __init__(self, gaussian: GaussianConditional) -> None:
+        self.gaussian, self.tables = gaussian, gaussian.tables()
+        device = gaussian.scale_table.device
+        self.bits = torch.tensor(self.tables.costs, device=device)  # (rows, sizes)
+        self.corrected = torch.tensor(self.tables.corrected, dtype=torch.long, device=device)  # (levels, contexts)
+
+    def of(self, symbols: Tensor, scales: Tensor) -> Tensor:
+        """Bits (B, C, h, w) of symbols and their scales, likewise: of each image one slice, as the coder sees it."""
+        return self.under(*self.places(symbols, scales), symbols)
+
+    def places(self, symbols: Tensor, scales: Tensor) -> tuple[Tensor, Tensor]:
+        """Their levels and contexts, (B, C, h, w)."""
+        levels = self.gaussian.build_indexes(scales)
+        values = symbols.nan_to_num(nan=0.0).clamp(-(2**30), 2**30).int()
+        maps = [
+            self.tables.contexts(image.ravel(), row.ravel(), image.shape).reshape(image.shape)
+            for image, row in zip(*to_host(values, levels))
+        ]
+        return levels.long(), to_device(np.stack(maps), symbols.device).long()
+
+    def under(self, levels: Tensor, contexts: Tensor, symbols: Tensor) -> Tensor:
+        """Bits of symbols, all (B, C, h, w); what is no number, or far outside the tables, is the largest size."""
+        largest = self.bits.shape[1] - 1
+        sizes = symbols.abs().nan_to_num(nan=largest).clamp(max=largest).long()
+        return self.bits[self.corrected[levels, contexts], sizes]

@@ -124,6 +124,8 @@ class Codec(Engine):
         with self._making:
             if self._searchable is None:
                 self._searchable = searchable(self.model)
+                if self.arithmetic == "published" and self.model.gaussian_conditional.fitted:
+                    self._searchable.gaussian_conditional.update()  # such files know no fitted tables
         return self._searchable
 
     def pack(self, coded: dict[str, Any], x: Tensor, quality: float | None) -> bytes:

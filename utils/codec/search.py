@@ -87,9 +87,9 @@ class Problem:
             gradient = torch.autograd.grad(cost, y)[0] if with_gradient else None
         return float(cost.detach()), gradient, self.model.join(coder.quantised)
 
-    def forward(self, y: Tensor) -> tuple[Tensor, SearchingCoder]:
-        """lambda * D of y (1, M, h, w) in bits, and the coder, which has the rate."""
-        coder = SearchingCoder(costs_of(self.model.gaussian_conditional))
+    def forward(self, y: Tensor, costs: Costs | None = None) -> tuple[Tensor, SearchingCoder]:
+        """lambda * D of y (1, M, h, w) in bits, and the coder, which has the rate, by other `costs` than the file's."""
+        coder = SearchingCoder(costs or costs_of(self.model.gaussian_conditional))
         shown = self.shown(self.model.code_slices(self.z_hat, y, coder)).clamp(0, 1)
         target = self.x[(..., *self.inside)]
         distortion = distortion_of(shown, target, self.trade_off.metric)[0]
@@ -134,7 +134,7 @@ def slope(problem: Problem, y: Tensor) -> TradeOff:
     """
     with torch.enable_grad():
         y = y.detach().requires_grad_()
-        distortion, coder = problem.forward(y)
+        distortion, coder = problem.forward(y, gaussian_costs)  # the rate that training knew
         parts = [torch.autograd.grad(part, y, retain_graph=True)[0] for part in (distortion, coder.bits)]
     of_distortion, of_rate = (float((part * y.detach()).sum((0, 2, 3)).abs().sum()) for part in parts)
     if not (of_distortion and of_rate):

@@ -84,7 +84,9 @@ class ContextTables(Tables):
             rows, places = np.arange(len(last))[:, None], np.where(outside, last, places)
             counts = (self.cdf[rows, places + 1] - self.cdf[rows, places]).astype(np.float64)
             found += (PRECISION - np.log2(counts) + outside * BYPASS_BITS * (1 + groups)) / 2
-        return found.astype(np.float32)
+        found = found.astype(np.float32)
+        freeze(found)
+        return found
 
     def context_state(self, shape: Shape | None, indexes: np.ndarray) -> tuple[np.ndarray, ...]:
         """For the decoder's loop: rows by level and context, sizes expected of levels, and its memory, empty."""

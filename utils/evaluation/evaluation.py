@@ -8,7 +8,7 @@ A record is a dict of one image; a quantity that was not measured, or that the i
     bpp                     bits per real pixel (padding adds none): of the whole file, or estimated without one
     bpp_y, bpp_z            its parts: the latent and the hyper-latent
     bpp_header              the rest of the file (0 for an estimate)
-    bpp_estimated           -sum log2 of the likelihoods per pixel; of y, where tables were fitted, what those say
+    bpp_estimated           -sum log2 of the likelihoods per pixel
     excess_percent          how far bpp is above bpp_estimated; None with effort, which codes another latent
     bytes                   of the file
     mse, psnr, ms_ssim, ms_ssim_db                          of the image as its 8-bit file shows it; psnr in dB
@@ -33,10 +33,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from utils.codec.bitstream import unpack
-from utils.codec.rates import latent_bits
 from utils.data.images import read_image, to_tensor, to_uint8
 from utils.data.padding import crop_centred
 from utils.metrics import (
+    bits_per_position,
     bpp,
     estimated_bits,
     ms_ssim,
@@ -83,7 +83,7 @@ def evaluate_images(
     Args:
         quality: 1..100 for variable-rate models, None for the others.
         real: code every image to the bytes of a file and back (the entropy tables must be up to date) and measure
-            that; otherwise the rate is estimated from the likelihoods.
+            that; otherwise the rate is estimated, without coding.
         warm_up: run the first image once before it is timed, for what a device does the first time only.
         progress: label of a bar on stderr, shown on a terminal; None for no bar.
         keep: called with each path and its reconstruction, uint8 (H, W, 3).
@@ -167,13 +167,12 @@ def estimate(
     codec.prepare(*size, "analysis", "synthesis")
     with codec.bounded(*size):
         out, milliseconds = timed(lambda: codec.quick(codec.padded(x), quality), x.device)
-    bits = latent_bits(codec.model, out)
-    y, z = bpp(float(bits.sum()), *size), bpp(estimated_bits(out["likelihoods"]["z"]), *size)
+    y, z = (bpp(estimated_bits(out["likelihoods"][name]), *size) for name in ("y", "z"))
     rates = {"bpp": y + z, "bpp_y": y, "bpp_z": z, "bpp_header": 0.0, "bpp_estimated": y + z}
     x_hat = require_finite(crop_centred(out["x_hat"], size)).clamp(0, 1)
     if criterion:
         rates["loss"] = criterion({**out, "x_hat": x_hat}, x)
-    return {**rates, "forward_ms": milliseconds}, x_hat, bits.sum(1)[0]
+    return {**rates, "forward_ms": milliseconds}, x_hat, bits_per_position(out["likelihoods"]["y"])
 
 
 def code(codec: Codec, x: Tensor, quality: float | None, effort: int) -> tuple[Record, Tensor]:

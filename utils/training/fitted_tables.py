@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 
 from models.base import SliceCompressionModel
+from models.layers.entropy_models import GaussianConditional
+from utils.data.padding import pad_centred
 from utils.entropy_coding.context import CONTEXTS, ContextTables
 from utils.entropy_coding.frequencies import gaussian_pmf
 
@@ -40,16 +42,27 @@ def coded_slices(
     model: SliceCompressionModel, images: Iterable[Tensor], qualities: Sequence[float | None]
 ) -> list[Coded]:
     """All slices of images (1, 3, H, W), each image coded at two of the qualities, other ones from image to image."""
-    found = []
+    coder = KeepingCoder(model.gaussian_conditional)
     for number, image in enumerate(images):
         for quality in {qualities[(2 * number + k) % len(qualities)] for k in range(2)}:
-            para = model(image, quality)["para"]
-            symbols = torch.round(para["y"] - para["means"])[0].int()
-            levels = model.gaussian_conditional.build_indexes(para["scales"])[0]
-            for part, its_levels in zip(symbols.split(model.slice_sizes), levels.split(model.slice_sizes)):
-                arrays = part.cpu().numpy().ravel(), its_levels.cpu().numpy().ravel()
-                found.append(Coded(*arrays, tuple(part.shape)))
-    return found
+            y = model.to_latent(pad_centred(image, model.size_multiple), quality)
+            model.code_slices(model.estimate_hyper(y)[0], y, coder)
+    return coder.found
+
+
+class KeepingCoder:
+    """For `code_slices`, of one image: rounds as the encoder does, and keeps what it would code, call by call."""
+
+    def __init__(self, gaussian: GaussianConditional) -> None:
+        self.gaussian = gaussian
+        self.found: list[Coded] = []
+
+    def __call__(self, y: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
+        """y, mu, sigma -> y_hat, all (1, C, h, w)."""
+        symbols = torch.round(y - mean)
+        arrays = (part.cpu().numpy().ravel() for part in (symbols.int(), self.gaussian.build_indexes(scale)))
+        self.found.append(Coded(*arrays, tuple(symbols.shape[1:])))
+        return mean + symbols
 
 
 def fit_tables(model: SliceCompressionModel, slices: Sequence[Coded]) -> None:
