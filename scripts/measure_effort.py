@@ -1,7 +1,7 @@
 """What effort wins and takes: BD-rate against effort 0 over encoder seconds, beside AVIF at its speeds 10 to 0.
 
-    python scripts/measure_effort.py --data kodak assets/samples --name DCAE-medium --output results/effort/dcae-medium
-    python scripts/measure_effort.py --data kodak --output runs/effort --effort 0 3 --quality 10 30 50 70 90 --images 4
+    python scripts/measure_effort.py --data kodak assets/samples --name DCAE-medium-2 --output runs/effort
+    python scripts/measure_effort.py --data kodak --output runs/quick --effort 0 3 --quality 10 30 50 70 90 --images 4
 
 Real files, 8-bit images. Seconds are processor time, which other work on the machine hardly changes. BD-rates are of
 PSNR, the mean of the images' own. --output gets measured.json, written after each image, so that a run that was cut

@@ -2,7 +2,7 @@
 
     python scripts/plot_rd.py --figure 4 --output figure4.pdf
     python scripts/plot_rd.py --figure 4 Ours=out/results.json --output figure4.png   # with a curve of your own
-    python scripts/plot_rd.py --figure codecs kodak/dcae-medium --output codecs.png    # among codecs in daily use
+    python scripts/plot_rd.py --figure codecs kodak/dcae-medium-2 --output codecs.png  # among codecs in daily use
     python scripts/plot_rd.py kodak/vtm kodak/dcae out/results.json --metric ms-ssim --output rd.svg
     python scripts/plot_rd.py --list
 

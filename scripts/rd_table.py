@@ -1,6 +1,6 @@
 """What a model saves against other codecs, as a Markdown table: BD-rates, rate at one quality, and seconds.
 
-    python scripts/rd_table.py kodak/dcae-medium --output results/kodak/dcae-medium.md
+    python scripts/rd_table.py kodak/dcae-medium-2 --output results/kodak/dcae-medium-2.md
     python scripts/rd_table.py Ours=out/results.json --against kodak/vtm kodak/measured/avif --at 34
 
 A curve is a name in results/ ("kodak/vtm"), or a results.json of eval.py, of bench_codecs.py or of CompressAI. BD-rates
@@ -26,8 +26,8 @@ from utils.files import atomic_write, require_writable
 from utils.tables import format_markdown, format_number
 
 MEASURED = ("jpeg-420", "jpeg-444", "webp", "jpeg2000", "jpeg2000-db", "jpegxl", "avif", "avif-best")
-SEARCHED = [f"effort/dcae-medium/kodak-effort-{effort}" for effort in (0, 3, 9)]
-BEFORE = ("kodak/dcae-small", "effort/dcae-small/kodak-effort-3")  # the default before
+SEARCHED = [f"effort/dcae-medium-2/kodak-effort-{effort}" for effort in (0, 3, 9)]
+BEFORE = ("kodak/dcae-medium", "effort/dcae-medium/kodak-effort-3", "kodak/dcae-small")  # the defaults before
 PUBLISHED = ("kodak/bpg-444", "kodak/vtm", "kodak/dcae")
 AGAINST = (*SEARCHED, *BEFORE, *(f"kodak/measured/{name}" for name in MEASURED), *PUBLISHED)
 TIMES = ("encoding_time", "decoding_time")

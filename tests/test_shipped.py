@@ -45,7 +45,7 @@ def test_it_is_small(codec):
 
 
 def test_every_model_in_assets_has_stored_files():
-    assert [f"{name}.pt" for name in MODELS] == sorted(path.name for path in DEFAULT_CHECKPOINT.parent.glob("*.pt"))
+    assert sorted(path.stem for path in DEFAULT_CHECKPOINT.parent.glob("*.pt")) == MODELS
 
 
 @pytest.mark.parametrize("name", FILES)

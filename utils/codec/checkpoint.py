@@ -22,7 +22,7 @@ from utils.files import atomic_write
 if TYPE_CHECKING:
     from models.base import SliceCompressionModel
 
-DEFAULT_CHECKPOINT = Path(__file__).parents[2] / "assets" / "dcae-medium.pt"  # what programs use if none is named
+DEFAULT_CHECKPOINT = Path(__file__).parents[2] / "assets" / "dcae-medium-2.pt"  # what programs use if none is named
 OF_A_RUN = re.compile(r"(latest|best|step_\d+)\.pt")  # what train.py writes
 
 
