@@ -33,7 +33,7 @@ from utils.data.images import read_image, to_tensor, to_uint8, write_png
 from utils.data.padding import pad_centred
 from utils.entropy_coding.rans import Encoder
 from utils.metrics import distortion_of, psnr, quantise_8_bit
-from utils.training.fitted_tables import KeepingCoder, fit_tables
+from utils.training.fitted_tables import Recorder, fit_tables
 
 ROOT = Path(__file__).parents[1]
 FIXED = TradeOff(0.01, "mse", "test")
@@ -151,9 +151,9 @@ def clustered_latent() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 def fitted_toy(kind: str = "dcae") -> SliceCompressionModel:
     """A model with tables fitted to such symbols."""
     model, (y, mean, scale) = toy_model(kind), clustered_latent()
-    coder = KeepingCoder(model.gaussian_conditional)
-    coder(y, mean, scale)
-    fit_tables(model, coder.found)
+    recorder = Recorder()
+    EncodingCoder(model.gaussian_conditional, [recorder])(y, mean, scale)
+    fit_tables(model, recorder.found)
     return model
 
 
@@ -273,7 +273,7 @@ def test_the_rate_of_the_search_is_that_of_the_file():
     y, problem = search.latent(50.0), search.problem(50.0, search.trade_off(50.0))
     bits = 8 * len(codec.code(y)["strings"][0][0])
     with torch.no_grad():
-        assert float(problem.forward(y)[1].bits) == pytest.approx(bits, rel=0.02, abs=64)  # 64: the coder's state
+        assert float(problem.forward(y)[1].bits) == pytest.approx(bits, rel=0.003, abs=64)  # 64: the coder's state
 
 
 def test_curvature_is_that_of_the_distortion():

@@ -173,8 +173,10 @@ class GaussianConditional(EntropyModel, compressai.entropy_models.GaussianCondit
 
 
 class FittedCosts:
-    """What symbols take under fitted tables: of each the row of its level and context. Raises ValueError for empty
-    ones."""
+    """What symbols take under fitted tables, each under the row of its level and context.
+
+    Raises ValueError where the tables are empty.
+    """
 
     def __init__(self, gaussian: GaussianConditional) -> None:
         self.gaussian, self.tables = gaussian, gaussian.tables()

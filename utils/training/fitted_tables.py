@@ -17,10 +17,11 @@ import torch
 from torch import Tensor
 
 from models.base import SliceCompressionModel
-from models.layers.entropy_models import GaussianConditional
+from models.coders import EncodingCoder
 from utils.data.padding import pad_centred
 from utils.entropy_coding.context import CONTEXTS, ContextTables
 from utils.entropy_coding.frequencies import gaussian_pmf
+from utils.entropy_coding.rans import Encoder, Shape, Tables
 
 WIDEST = 255  # symbols are counted up to this size; beyond it rows stay Gaussian
 OWN = 200.0  # counts that a row's own Gaussian stands for
@@ -42,27 +43,25 @@ def coded_slices(
     model: SliceCompressionModel, images: Iterable[Tensor], qualities: Sequence[float | None]
 ) -> list[Coded]:
     """All slices of images (1, 3, H, W), each image coded at two of the qualities, other ones from image to image."""
-    coder = KeepingCoder(model.gaussian_conditional)
+    recorder = Recorder()
+    coder = EncodingCoder(model.gaussian_conditional, [recorder])
     for number, image in enumerate(images):
         for quality in {qualities[(2 * number + k) % len(qualities)] for k in range(2)}:
             y = model.to_latent(pad_centred(image, model.size_multiple), quality)
             model.code_slices(model.estimate_hyper(y)[0], y, coder)
-    return coder.found
+    return recorder.found
 
 
-class KeepingCoder:
-    """For `code_slices`, of one image: rounds as the encoder does, and keeps what it would code, call by call."""
+class Recorder(Encoder):
+    """In an encoder's place: keeps what it is to code, call by call, and codes nothing."""
 
-    def __init__(self, gaussian: GaussianConditional) -> None:
-        self.gaussian = gaussian
+    def __init__(self) -> None:
+        super().__init__()
         self.found: list[Coded] = []
 
-    def __call__(self, y: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
-        """y, mu, sigma -> y_hat, all (1, C, h, w)."""
-        symbols = torch.round(y - mean)
-        arrays = (part.cpu().numpy().ravel() for part in (symbols.int(), self.gaussian.build_indexes(scale)))
-        self.found.append(Coded(*arrays, tuple(symbols.shape[1:])))
-        return mean + symbols
+    def put(self, symbols: np.ndarray, indexes: np.ndarray, tables: Tables, shape: Shape | None = None) -> None:
+        """Symbols (n,) int32, their levels (n,) uint8 and the shape (C, H, W) of their map."""
+        self.found.append(Coded(symbols, indexes, shape))
 
 
 def fit_tables(model: SliceCompressionModel, slices: Sequence[Coded]) -> None:
